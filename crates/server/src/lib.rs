@@ -1,0 +1,1 @@
+//! HTTP in: dialects, gateway, metrics. Never touches kernels or the engine; its tests run on `ScriptedEngine`.

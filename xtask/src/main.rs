@@ -1,0 +1,3 @@
+//! `cargo xtask`: what a developer runs. See `cargo xtask --help`.
+
+fn main() {}
