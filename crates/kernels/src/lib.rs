@@ -6,3 +6,17 @@
     unsafe_code,
     reason = "the only numeric unsafe of the project; each block says why it is sound"
 )]
+
+pub mod elementwise;
+pub mod isa;
+pub mod norm;
+pub mod pool;
+pub mod reduce;
+pub mod rope;
+
+pub use elementwise::{add_assign, add_bias, silu_mul};
+pub use isa::Isa;
+pub use norm::rms_norm;
+pub use pool::{Pool, available_threads};
+pub use reduce::{argmax, log_sum_exp, max, softmax, top_k};
+pub use rope::{rope_halves, rope_pairs};
