@@ -1,0 +1,126 @@
+//! What the tests need and a fresh machine lacks: system packages, Python packages, models, the release binary.
+//!
+//! Everything lands under `target/`, so that `cargo clean` forgets it, except the models: they lie in `mintage`'s own
+//! store, where the user's `mintage up` finds them again.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::Step;
+
+/// Models that the tests use, by their catalogue names.
+const MODELS: [&str; 3] = [
+    "smollm2-135m-instruct-q4_1",
+    "qwen2.5-coder-0.5b-instruct-q4_k_m",
+    "qwen2.5-coder-1.5b-instruct-q4_k_m",
+];
+
+/// A fresh system may lack these; each is a program to look for and the Debian package that brings it.
+const SYSTEM_PROGRAMS: [(&str, &str); 2] = [("cc", "gcc"), ("python3", "python3")];
+
+/// What a set-up machine has.
+pub(crate) struct Ready {
+    /// The Python of the tests' own environment.
+    pub(crate) python: String,
+    binary: PathBuf,
+    models: PathBuf,
+}
+
+impl Ready {
+    /// Tells a step where the binary and the models are.
+    pub(crate) fn environment(&self, step: Step) -> Step {
+        step.env("MINTAGE_BIN", &self.binary)
+            .env("MINTAGE_TEST_MODELS", &self.models)
+            .env("MINTAGE_TEST_PYTHON", &self.python)
+    }
+}
+
+/// Brings the machine to where every test can run. A second run does almost nothing.
+pub(crate) fn run(root: &Path) -> Result<Ready> {
+    system_packages(root)?;
+    let target = target_folder(root)?;
+    let python = python_environment(root, &target)?;
+    let binary = release_binary(root, &target)?;
+    let models = models(root, &target, &binary)?;
+    Ok(Ready { python, binary, models })
+}
+
+fn target_folder(root: &Path) -> Result<PathBuf> {
+    let text =
+        Step::new(root, "cargo", &["metadata", "--locked", "--format-version", "1", "--no-deps"])
+            .output()?;
+    let metadata: serde_json::Value = serde_json::from_str(&text)?;
+    metadata["target_directory"]
+        .as_str()
+        .map(PathBuf::from)
+        .context("cargo metadata names no target directory")
+}
+
+/// On Debian missing packages are installed; elsewhere they are named and the set-up stops.
+fn system_packages(root: &Path) -> Result<()> {
+    let mut missing: Vec<&str> = SYSTEM_PROGRAMS
+        .iter()
+        .filter(|(program, _)| !Step::new(root, program, &["--version"]).succeeds())
+        .map(|&(_, package)| package)
+        .collect();
+    if !Step::new(root, "python3", &["-c", "import ensurepip, venv"]).succeeds() {
+        missing.push("python3-venv");
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !Step::new(root, "apt-get", &["--version"]).succeeds() {
+        bail!(
+            "the tests need these Debian packages or what your system calls them: {}",
+            missing.join(" ")
+        );
+    }
+    Step::new(root, "apt-get", &["update", "-qq"]).run()?;
+    let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    arguments.extend(missing);
+    Step::new(root, "apt-get", &arguments).env("DEBIAN_FRONTEND", "noninteractive").run()
+}
+
+fn python_environment(root: &Path, target: &Path) -> Result<String> {
+    let folder = target.join("ci").join("python");
+    let python = folder.join("bin").join("python").display().to_string();
+    if !Step::new(root, &python, &["--version"]).succeeds() {
+        let folder = folder.display().to_string();
+        Step::new(root, "python3", &["-m", "venv", folder.as_str()]).run()?;
+    }
+    let requirements = [
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "-r",
+        "tests/python/requirements.txt",
+    ];
+    Step::new(root, &python, &requirements).run()?;
+    Ok(python)
+}
+
+fn release_binary(root: &Path, target: &Path) -> Result<PathBuf> {
+    Step::new(root, "cargo", &["build", "--locked", "--release", "-p", "mintage-cli"]).run()?;
+    Ok(target.join("release").join("mintage"))
+}
+
+/// Pulls the models through `hub` and links them by name into one folder.
+fn models(root: &Path, target: &Path, binary: &Path) -> Result<PathBuf> {
+    let folder = target.join("ci").join("models");
+    std::fs::create_dir_all(&folder)?;
+    let binary = binary.display().to_string();
+    for name in MODELS {
+        Step::new(root, &binary, &["pull", name]).run()?;
+        let path = Step::new(root, &binary, &["show", name, "--path"]).output()?;
+        let link = folder.join(format!("{name}.gguf"));
+        if std::fs::symlink_metadata(&link).is_ok() {
+            std::fs::remove_file(&link)?;
+        }
+        std::os::unix::fs::symlink(path.trim(), &link)
+            .with_context(|| format!("`{}` could not be linked", link.display()))?;
+    }
+    Ok(folder)
+}
