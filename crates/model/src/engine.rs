@@ -8,7 +8,12 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
-use crate::generate::{Event, GenerateRequest};
+use tokio::sync::mpsc;
+
+use crate::generate::{
+    EngineFault, Event, Finish, FinishReason, GenerateRequest, SamplingParams, Timings, TokenId,
+    Usage,
+};
 
 /// Tokens in, events out.
 pub trait Engine: Send + Sync {
@@ -65,8 +70,8 @@ pub enum SubmitError {
     /// The client's fault: a field is out of range.
     #[error("`{field}` {message}")]
     Invalid {
-        /// The field of [`GenerateRequest`].
-        field: &'static str,
+        /// The field of [`GenerateRequest`] by its path, such as `sampling.top_p`.
+        field: String,
         /// The limit and the value given.
         message: String,
     },
@@ -148,4 +153,179 @@ impl Drop for EventStream {
     fn drop(&mut self) {
         self.cancel.cancel();
     }
+}
+
+/// A bounded channel for the events of one request: `capacity` events (at least 2) may wait for the reader, besides the
+/// last one, which always has room.
+#[must_use]
+pub fn event_channel(capacity: usize) -> (EventSender, EventStream) {
+    let (sender, receiver) = mpsc::channel(capacity.max(2) + 1);
+    let cancel = CancelHandle::default();
+    let last = sender.clone().try_reserve_owned().ok();
+    let stream = EventStream::new(Receiver(receiver), cancel.clone());
+    (EventSender { sender, last, cancel }, stream)
+}
+
+struct Receiver(mpsc::Receiver<Event>);
+
+impl Stream for Receiver {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.0.poll_recv(cx)
+    }
+}
+
+/// The engine's end of an [`EventStream`].
+///
+/// A stream never hangs and never ends without `Finished`: one place is reserved for it from the start, and a sender
+/// that is dropped early (a panic) fills it with a fault.
+#[derive(Debug)]
+pub struct EventSender {
+    sender: mpsc::Sender<Event>,
+    /// The place reserved for `Finished`; taken when that is sent.
+    last: Option<mpsc::OwnedPermit<Event>>,
+    cancel: CancelHandle,
+}
+
+impl EventSender {
+    /// Events that can be sent now. An engine pauses a request whose next step could produce more.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.sender.capacity()
+    }
+
+    /// Whether the reader cancelled or went away.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled() || self.sender.is_closed()
+    }
+
+    /// Sends an event that is not the last, without waiting.
+    ///
+    /// # Errors
+    /// Gives the event back where there is no room or no reader.
+    pub fn try_send(&self, event: Event) -> Result<(), Event> {
+        self.sender.try_send(event).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(event) | mpsc::error::TrySendError::Closed(event) => {
+                event
+            }
+        })
+    }
+
+    /// Sends an event that is not the last once there is room.
+    ///
+    /// # Errors
+    /// Gives the event back where the reader went away.
+    pub async fn send(&self, event: Event) -> Result<(), Event> {
+        self.sender.send(event).await.map_err(|refused| refused.0)
+    }
+
+    /// Ends the stream.
+    pub fn finish(mut self, finish: Finish) {
+        if let Some(last) = self.last.take() {
+            last.send(Event::Finished(finish));
+        }
+    }
+}
+
+impl Drop for EventSender {
+    fn drop(&mut self) {
+        if let Some(last) = self.last.take() {
+            let fault = EngineFault::Internal("the engine dropped the request".to_owned());
+            last.send(Event::Finished(Finish {
+                reason: FinishReason::Fault(fault),
+                usage: Usage::default(),
+                timings: Timings::default(),
+            }));
+        }
+    }
+}
+
+/// Alternatives that `logprobs` and `prompt_logprobs` may ask for.
+pub const MAX_TOP_LOGPROBS: u8 = 20;
+/// Entries of `stop_token_ids`.
+pub const MAX_STOP_TOKEN_IDS: usize = 64;
+/// Entries of `logit_bias`.
+pub const MAX_LOGIT_BIAS: usize = 1024;
+
+/// Checks every bound of a request that does not depend on how busy an engine is.
+///
+/// # Errors
+/// [`SubmitError::Invalid`] or [`SubmitError::PromptTooLong`], with the limit and the value given.
+pub fn validate(info: &EngineInfo, request: &GenerateRequest) -> Result<(), SubmitError> {
+    let invalid = |field: String, limit: String, value: String| {
+        Err(SubmitError::Invalid { field, message: format!("must {limit}, not {value}") })
+    };
+    let vocab_size = info.vocab_size;
+    if request.prompt.is_empty() {
+        return invalid("prompt".into(), "hold at least 1 token".into(), "0".into());
+    }
+    let prompt_tokens = u32::try_from(request.prompt.len()).unwrap_or(u32::MAX);
+    // A prompt that fills the context leaves no place for an answer.
+    let longest_prompt =
+        info.context_length - u32::from(request.max_new_tokens > 0).min(info.context_length);
+    if prompt_tokens > longest_prompt {
+        return Err(SubmitError::PromptTooLong {
+            prompt_tokens,
+            context_length: info.context_length,
+        });
+    }
+    let bias = request.sampling.logit_bias.iter().map(|&(id, _)| id);
+    let lists: [(&str, &mut dyn Iterator<Item = TokenId>); 3] = [
+        ("prompt", &mut request.prompt.iter().copied()),
+        ("stop_token_ids", &mut request.stop_token_ids.iter().copied()),
+        ("sampling.logit_bias", &mut { bias }),
+    ];
+    for (field, ids) in lists {
+        if let Some((index, id)) = ids.enumerate().find(|&(_, id)| id >= vocab_size) {
+            return invalid(
+                format!("{field}[{index}]"),
+                format!("be below {vocab_size}"),
+                id.to_string(),
+            );
+        }
+    }
+    let counts = [
+        ("logprobs", usize::from(request.logprobs.unwrap_or(0)), usize::from(MAX_TOP_LOGPROBS)),
+        (
+            "prompt_logprobs",
+            usize::from(request.prompt_logprobs.unwrap_or(0)),
+            usize::from(MAX_TOP_LOGPROBS),
+        ),
+        ("stop_token_ids", request.stop_token_ids.len(), MAX_STOP_TOKEN_IDS),
+        ("sampling.logit_bias", request.sampling.logit_bias.len(), MAX_LOGIT_BIAS),
+    ];
+    for (field, count, limit) in counts {
+        if count > limit {
+            return invalid(field.into(), format!("ask for at most {limit}"), count.to_string());
+        }
+    }
+    validate_sampling(&request.sampling)
+}
+
+/// Checks that every parameter is finite and in its range.
+fn validate_sampling(sampling: &SamplingParams) -> Result<(), SubmitError> {
+    let ranges = [
+        ("temperature", sampling.temperature, 0.0, f32::MAX),
+        ("top_p", sampling.top_p, 0.0, 1.0),
+        ("min_p", sampling.min_p, 0.0, 1.0),
+        ("typical_p", sampling.typical_p, 0.0, 1.0),
+        ("repetition_penalty", sampling.repetition_penalty, f32::MIN_POSITIVE, f32::MAX),
+        ("frequency_penalty", sampling.frequency_penalty, f32::MIN, f32::MAX),
+        ("presence_penalty", sampling.presence_penalty, f32::MIN, f32::MAX),
+    ];
+    let biases =
+        sampling.logit_bias.iter().map(|&(_, bias)| ("logit_bias", bias, f32::MIN, f32::MAX));
+    for (field, value, least, most) in ranges.into_iter().chain(biases) {
+        if !(least..=most).contains(&value) {
+            let message = match (least == f32::MIN, most == f32::MAX) {
+                (true, _) => format!("must be finite, not {value}"),
+                (_, true) => format!("must be finite and at least {least}, not {value}"),
+                _ => format!("must lie in {least}..={most}, not {value}"),
+            };
+            return Err(SubmitError::Invalid { field: format!("sampling.{field}"), message });
+        }
+    }
+    Ok(())
 }

@@ -51,6 +51,25 @@ pub struct GenerateRequest {
     pub deadline: Option<Instant>,
 }
 
+impl Default for GenerateRequest {
+    /// An empty prompt (which every engine refuses) and one token of default sampling: for `..` in literals.
+    fn default() -> Self {
+        Self {
+            request_id: String::new(),
+            prompt: Arc::from([]),
+            max_new_tokens: 1,
+            sampling: SamplingParams::default(),
+            stop_token_ids: Arc::from([]),
+            logprobs: None,
+            prompt_logprobs: None,
+            cache_domain: CacheDomain::default(),
+            tenant: 0,
+            priority: Priority::default(),
+            deadline: None,
+        }
+    }
+}
+
 /// How the next token is chosen from the logits. The order of the steps is fixed and documented with the sampler.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
