@@ -1,1 +1,11 @@
-//! Who may spend what: accounts, keys, prices, holds and postings. Never hears of HTTP or of text.
+//! Who may spend what: so far, API keys; accounts, prices, holds and postings build on them. Never hears of HTTP or of
+//! text.
+//!
+//! Invariant: a key's secret exists in clear text only in the hands of its owner. Here lies its keyed hash.
+
+mod keys;
+
+pub use keys::{
+    CreatedKey, Imported, KeyError, KeyInfo, KeyRefusal, KeyStore, MAX_KEYS, MAX_NAME_CHARS,
+    Secret, VerifiedKey,
+};
