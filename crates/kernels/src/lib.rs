@@ -7,12 +7,33 @@
     reason = "the only numeric unsafe of the project; each block says why it is sound"
 )]
 
+mod error;
+mod format;
+mod half;
+mod memory;
+
+mod activations;
+mod dequant;
+mod layout;
+mod matmul;
+mod matrix;
+mod native;
+mod scalar;
+pub mod synthetic;
+
 pub mod elementwise;
 pub mod isa;
 pub mod norm;
 pub mod pool;
 pub mod reduce;
 pub mod rope;
+
+pub use activations::{ActivationKind, Activations};
+pub use dequant::dequantize_row;
+pub use error::KernelError;
+pub use format::Format;
+pub use matmul::matmul;
+pub use matrix::PackedMatrix;
 
 pub use elementwise::{add_assign, add_bias, silu_mul};
 pub use isa::Isa;

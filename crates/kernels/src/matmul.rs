@@ -1,0 +1,71 @@
+//! Products of prepared activations with packed weights.
+//!
+//! Threads take strips of 16 weight rows; within a strip the instruction set's kernels run (`scalar` is the reference).
+//! Invariant: one output is the sum, in increasing order of columns, of one term per 32 columns, each rounded the same
+//! way, whatever the number of activation rows, the tile, the thread count and, for quantised weights, the instruction set:
+//!
+//! ```text
+//! quantised:  t = I₀·D₀  (halved scales: t = fma(I₁, D₁, t))    I = Σ (code − offset) · q, exact in int32
+//!             acc = fma(t, scale, acc)                          scale of the activation block
+//!             acc = fma(M, scale · Σ q, acc)                    only formats with minima, per half if halved
+//! float:      chain = fma over 64 columns from 0; acc = acc + chain
+//! ```
+
+use std::ops::Range;
+
+use crate::activations::SharedSlice;
+use crate::{Activations, Isa, PackedMatrix, Pool, scalar};
+
+/// Strips that a thread takes at a time: small enough to balance, large enough to stream.
+const CHUNK_STRIPS: usize = 4;
+
+/// Where results go: (activation rows, weight rows) row-major. Strips write disjoint columns.
+pub(crate) struct Output {
+    slice: SharedSlice<f32>,
+    row_len: usize,
+}
+
+impl Output {
+    /// Element (activation row, weight row) as a pointer.
+    ///
+    /// # Safety
+    /// Both must be inside the matrix; the caller writes only weight rows of strips that it owns.
+    #[inline(always)]
+    pub(crate) unsafe fn at(&self, activation_row: usize, weight_row: usize) -> *mut f32 {
+        // SAFETY: inside the slice by the caller's promise.
+        unsafe { self.slice.as_ptr().add(activation_row * self.row_len + weight_row) }
+    }
+}
+
+/// out: (a.rows, w.rows) row-major = activations (a.rows, w.cols) × weightsᵀ.
+///
+/// # Panics
+/// If `a` was not prepared as `w.activation_kind()`, or the sizes do not fit: errors of the caller, never of a file.
+pub fn matmul(pool: &Pool, w: &PackedMatrix, a: &Activations, out: &mut [f32]) {
+    assert!(
+        a.has(w.activation_kind()),
+        "activations are not prepared as {:?}",
+        w.activation_kind()
+    );
+    assert!(
+        a.cols() == w.cols(),
+        "activations of {} columns for weights of {}",
+        a.cols(),
+        w.cols()
+    );
+    assert!(
+        out.len() == a.rows() * w.rows(),
+        "{} outputs for {} × {}",
+        out.len(),
+        a.rows(),
+        w.rows()
+    );
+    let output = Output { slice: SharedSlice::new(out), row_len: w.rows() };
+    let strips: fn(&PackedMatrix, &Activations, &Output, Range<usize>) = match w.isa() {
+        Isa::Scalar | Isa::Avx2 | Isa::Avx512 => scalar::strips,
+    };
+    pool.for_each(w.strips(), CHUNK_STRIPS, &|range| strips(w, a, &output, range));
+}
+
+#[cfg(test)]
+mod tests;
