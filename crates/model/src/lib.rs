@@ -10,6 +10,20 @@ mod engine;
 mod generate;
 mod scripted;
 
+mod checks;
+mod config_gguf;
+mod config_json;
+mod container;
+mod error;
+mod footprint;
+mod generation;
+mod gguf;
+mod mmap;
+mod model_file;
+mod rope;
+mod safetensors;
+mod weights;
+
 pub use decoder::{
     DType, DecoderConfig, DecoderWeights, Family, LayerWeights, RopeConfig, RopeLayout,
     RopeScaling, TensorView,
@@ -18,8 +32,13 @@ pub use engine::{
     CancelHandle, Engine, EngineInfo, EngineLoad, EventSender, EventStream, MAX_LOGIT_BIAS,
     MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS, SubmitError, event_channel, validate,
 };
+pub use error::ModelError;
+pub use footprint::{DTypeFootprint, Footprint};
 pub use generate::{
     CacheDomain, EngineFault, Event, Finish, FinishReason, GenerateRequest, Priority, SampledToken,
     SamplingParams, Timings, TokenId, TokenLogprob, Usage,
 };
+pub use generation::GenerationDefaults;
+pub use gguf::{GgufArray, GgufMetadata, GgufType, GgufValue};
+pub use model_file::{ModelFile, TensorInfo, TextFile};
 pub use scripted::{Script, ScriptEnd, ScriptedEngine};
