@@ -21,12 +21,15 @@ mod native;
 mod scalar;
 pub mod synthetic;
 
+mod aligned;
+pub mod attention;
 pub mod elementwise;
 pub mod isa;
 pub mod norm;
 pub mod pool;
 pub mod reduce;
 pub mod rope;
+mod vexp;
 
 pub use activations::{ActivationKind, Activations};
 pub use dequant::dequantize_row;
@@ -35,6 +38,7 @@ pub use format::Format;
 pub use matmul::matmul;
 pub use matrix::PackedMatrix;
 
+pub use attention::{AttentionSequence, KvCache, KvFormat, PAGE_TOKENS, attention};
 pub use elementwise::{add_assign, add_bias, silu_mul};
 pub use isa::Isa;
 pub use norm::rms_norm;
