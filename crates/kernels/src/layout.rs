@@ -19,7 +19,6 @@ pub(crate) const STRIP_ROWS: usize = 16;
 /// Cache line, and the width of a code vector, in bytes.
 pub(crate) const LINE: usize = 64;
 /// Code vectors of 32 columns once unpacked.
-#[allow(dead_code, reason = "the vector kernels land next")]
 pub(crate) const VECTORS: usize = 8;
 /// Bytes of one f16 vector over the rows of a strip.
 const HALF_VECTOR: usize = 2 * STRIP_ROWS;

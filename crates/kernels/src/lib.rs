@@ -13,11 +13,17 @@ mod half;
 mod memory;
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub mod bench;
 mod dequant;
 mod layout;
 mod matmul;
 mod matrix;
 mod native;
+#[cfg(target_arch = "x86_64")]
+mod peak;
+mod quantised;
 mod scalar;
 pub mod synthetic;
 

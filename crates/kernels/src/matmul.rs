@@ -16,8 +16,10 @@ use std::ops::Range;
 use crate::activations::SharedSlice;
 use crate::{Activations, Isa, PackedMatrix, Pool, scalar};
 
-/// Strips that a thread takes at a time: small enough to balance, large enough to stream.
-const CHUNK_STRIPS: usize = 4;
+/// Chunks that a thread's share is cut into: small enough to balance, large enough to stream.
+const CHUNKS_PER_THREAD: usize = 8;
+/// Strips of the largest chunk.
+const MAX_CHUNK_STRIPS: usize = 64;
 
 /// Where results go: (activation rows, weight rows) row-major. Strips write disjoint columns.
 pub(crate) struct Output {
@@ -60,11 +62,24 @@ pub fn matmul(pool: &Pool, w: &PackedMatrix, a: &Activations, out: &mut [f32]) {
         a.rows(),
         w.rows()
     );
+    if w.cols() == 0 {
+        out.fill(0.0);
+        return;
+    }
     let output = Output { slice: SharedSlice::new(out), row_len: w.rows() };
     let strips: fn(&PackedMatrix, &Activations, &Output, Range<usize>) = match w.isa() {
-        Isa::Scalar | Isa::Avx2 | Isa::Avx512 => scalar::strips,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => crate::avx512::strips,
+        _ => scalar::strips,
     };
-    pool.for_each(w.strips(), CHUNK_STRIPS, &|range| strips(w, a, &output, range));
+    pool.for_each(w.strips(), chunk_strips(w.strips(), pool.threads()), &|range| {
+        strips(w, a, &output, range)
+    });
+}
+
+/// Strips that a thread takes at a time; even, because tiles take two.
+fn chunk_strips(strips: usize, threads: usize) -> usize {
+    (strips / (CHUNKS_PER_THREAD * threads)).next_multiple_of(2).clamp(2, MAX_CHUNK_STRIPS)
 }
 
 #[cfg(test)]

@@ -136,7 +136,6 @@ impl PackedMatrix {
     }
 
     /// Offset of the code plane in a strip.
-    #[allow(dead_code, reason = "the vector kernels land next")]
     pub(crate) fn codes_at(&self) -> usize {
         self.sizes.codes_at
     }
