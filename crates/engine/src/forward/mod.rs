@@ -5,10 +5,15 @@
 //! batch, not on how the sequence was cut into steps, not on the number of threads: bit for bit.
 
 mod batch;
+mod decoder;
+mod load;
+mod rope;
 
 pub use batch::{Batch, BatchSequence, LogitsBuffer, LogitsFor};
+pub use decoder::{Decoder, DecoderOptions, KvSize, MAX_STEP_TOKENS};
+pub use load::{LoadProgress, WeightStorage};
 
-use mintage_model::DecoderConfig;
+use mintage_model::{DecoderConfig, ModelError};
 
 /// A model that computes one step at a time over pages of its own KV cache.
 pub trait Forward: Send {
@@ -40,6 +45,9 @@ pub enum ForwardError {
         /// The limit and the value given.
         message: String,
     },
+    /// The file's fault: it does not describe a decoder.
+    #[error(transparent)]
+    File(#[from] ModelError),
     /// The file's fault: its tensors do not fit its own description.
     #[error("the model's `{tensor}`: {message}")]
     Model {
@@ -51,7 +59,7 @@ pub enum ForwardError {
     /// The caller's fault: an option is out of range.
     #[error("`{option}`: {message}")]
     Option {
-        /// The field of `DecoderOptions`.
+        /// The field of [`DecoderOptions`].
         option: &'static str,
         /// The limit and the value given.
         message: String,

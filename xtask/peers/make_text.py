@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Writes the fixed text of the perplexity comparison: answers of a small open model to prompts.txt.
+
+Why a model's own words: they are prose, code and Chinese in one file, they are stable (the file is kept, not the
+run), and nobody else's sentences are copied in. Needs LLAMA_BIN (a folder with llama-server) and MODEL (a GGUF).
+Usage: make_text.py OUT.txt
+"""
+import json, os, pathlib, subprocess, sys, time, urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+PORT = 18471
+INSTRUCTIONS = [
+    "Continue this text at length, without comment:\n\n{}",
+    "Write a long and detailed text or program of at least 600 words that begins like this:\n\n{}",
+]
+HERE = pathlib.Path(__file__).parent
+
+
+def post(path, body):
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{PORT}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    return json.load(urllib.request.urlopen(request, timeout=3600))
+
+
+def wait_ready():
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=1)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise SystemExit("llama-server did not start")
+
+
+def answer(job):
+    seed, instruction, prompt = job
+    reply = post("/v1/chat/completions", {
+        "messages": [{"role": "user", "content": instruction.format(prompt)}],
+        "temperature": 1.0, "top_p": 0.95, "top_k": 0, "seed": seed, "max_tokens": 700,
+    })
+    return prompt + "\n" + reply["choices"][0]["message"]["content"].strip() + "\n\n"
+
+
+def main():
+    server = subprocess.Popen(
+        [os.path.join(os.environ["LLAMA_BIN"], "llama-server"), "-m", os.environ["MODEL"], "--port", str(PORT),
+         "-t", "2", "-np", "4", "-c", "8192"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_ready()
+        prompts = (HERE / "prompts.txt").read_text(encoding="utf-8").splitlines()
+        jobs = [(100 * turn + i, instruction, prompt)
+                for turn, instruction in enumerate(INSTRUCTIONS) for i, prompt in enumerate(prompts)]
+        with ThreadPoolExecutor(4) as pool:
+            texts = list(pool.map(answer, jobs))
+        pathlib.Path(sys.argv[1]).write_text("".join(texts), encoding="utf-8")
+    finally:
+        server.terminate()
+
+
+main()
