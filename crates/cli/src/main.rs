@@ -1,3 +1,25 @@
-//! The `mintage` command.
+//! The `mintage` command: parse, resolve the settings once, run one subcommand, say what went wrong.
 
-fn main() {}
+mod arguments;
+mod command;
+mod config;
+mod keys_folder;
+mod logging;
+mod models;
+mod output;
+mod pull_progress;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    match arguments::Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::print_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

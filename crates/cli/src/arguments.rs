@@ -1,0 +1,133 @@
+//! What can be written after `mintage`. Not what it means: each subcommand's module says that.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::command::{completions, keys, list, pull, rm, show};
+use crate::config::{LogFormat, LogLevel, Settings};
+use crate::logging;
+
+const EXAMPLES: &str = "\
+Examples:
+  mintage up                                    everything with defaults: model, key, server
+  mintage up --model qwen2.5-coder:1.5b         another model of the catalogue
+  mintage up --model ./my.gguf --listen 127.0.0.1:9000
+  mintage chat                                  talk to a model in the terminal
+  mintage list --all                            what is here, and what can be pulled
+  mintage pull hf:OWNER/REPO:FILE.gguf          any GGUF or safetensors repository
+  mintage serve --config mintage.toml           for servers and containers
+
+Settings come from flags, then the environment, then the file given with --config, then defaults.
+`mintage help COMMAND` says more about each command.";
+
+/// An open, self-hosted full-stack AI cloud in one program.
+///
+/// Serves language models through the OpenAI API from this machine: nothing leaves it.
+#[derive(Debug, Parser)]
+#[command(name = "mintage", version, after_help = EXAMPLES, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every subcommand.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct GlobalArgs {
+    /// Read settings from this file; see the commented mintage.toml of the source tree
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "MINTAGE_CONFIG",
+        help_heading = "Global options"
+    )]
+    pub(crate) config: Option<PathBuf>,
+    /// Keep models and keys here [default: mintage in the XDG data folder, usually ~/.local/share/mintage]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "MINTAGE_DATA_DIR",
+        help_heading = "Global options"
+    )]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Log messages of this level and above, to standard error
+    #[arg(
+        long = "log",
+        global = true,
+        value_name = "LEVEL",
+        env = "MINTAGE_LOG",
+        help_heading = "Global options"
+    )]
+    pub(crate) log_level: Option<LogLevel>,
+    /// How log messages are written
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        env = "MINTAGE_LOG_FORMAT",
+        help_heading = "Global options"
+    )]
+    pub(crate) log_format: Option<LogFormat>,
+    /// Base URL of the model hub (Hugging Face protocol)
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "HF_ENDPOINT",
+        hide_short_help = true,
+        help_heading = "Global options"
+    )]
+    pub(crate) hub_endpoint: Option<String>,
+    /// Token for that hub; sent nowhere else
+    #[arg(skip = hub_token())]
+    pub(crate) hub_token: Option<String>,
+}
+
+/// From the environment only: an argument would be readable by every process of the machine.
+fn hub_token() -> Option<String> {
+    std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty())
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Pull(pull::PullArgs),
+    List(list::ListArgs),
+    Show(show::ShowArgs),
+    Rm(rm::RmArgs),
+    Keys(keys::KeysArgs),
+    Completions(completions::CompletionsArgs),
+}
+
+impl Cli {
+    /// Runs the subcommand.
+    pub(crate) fn run(self) -> Result<()> {
+        if let Command::Completions(args) = &self.command {
+            return completions::run(args);
+        }
+        let settings = Settings::resolve(&self.global)?;
+        logging::start(&settings.log)?;
+        match self.command {
+            Command::Pull(args) => pull::run(&settings, &args),
+            Command::List(args) => list::run(&settings, &args),
+            Command::Show(args) => show::run(&settings, &args),
+            Command::Rm(args) => rm::run(&settings, &args),
+            Command::Keys(args) => keys::run(&settings, &args),
+            Command::Completions(args) => completions::run(&args),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}
