@@ -292,8 +292,11 @@ impl Store {
             // A concurrent `rm` may have taken a blob that this model shares with the one removed.
             std::fs::metadata(&blob).at(&blob)?;
             let link = folder.join(file.name.as_str());
-            remove_if_there(&link)?;
-            link_to_blob(&blob, &link, file.sha256).at(&link)?;
+            // Renamed into place: a process that opens the model at this moment finds the old link or the new one.
+            let temporary = folder.join(format!(".{}", file.name));
+            remove_if_there(&temporary)?;
+            link_to_blob(&blob, &temporary, file.sha256).at(&temporary)?;
+            std::fs::rename(&temporary, &link).at(&link)?;
         }
         let text = serde_json::to_vec_pretty(manifest)
             .map_err(|error| HubError::Manifest { path: folder, message: error.to_string() })?;
