@@ -24,8 +24,10 @@ use crate::weights::{GGUF_NAMES, OutputHead, SAFETENSORS_NAMES, TensorNames, dec
 
 /// Files one model may be split into.
 pub(crate) const MAX_PARTS: usize = 1000;
-/// Bytes of a JSON or text file beside the weights; a `tokenizer.json` has 7 to 30 million.
+/// Bytes of a text file that is handed on; a `tokenizer.json` has 7 to 30 million.
 pub(crate) const MAX_TEXT_BYTES: u64 = 1 << 27;
+/// Bytes of a JSON file that is parsed here; the index of 65,536 tensors has about 6 million.
+pub(crate) const MAX_JSON_BYTES: u64 = 1 << 24;
 /// GGUF's tensor of rope divisors.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 
@@ -208,7 +210,7 @@ impl ModelFile {
     pub fn text_file(&self, file: TextFile) -> Result<Option<String>, ModelError> {
         match &self.container {
             Container::Folder { path: Some(folder), .. } => {
-                read_text(&folder.join(file.file_name()))
+                read_text(&folder.join(file.file_name()), MAX_TEXT_BYTES)
             }
             _ => Ok(None),
         }
@@ -375,35 +377,37 @@ fn refuse_pickle_bytes(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
 
 /// Checks that the parts are those of one split model, each in its place.
 fn check_split(headers: &[GgufHeader], parts: &[Part]) -> Result<(), ModelError> {
-    for (at, (header, part)) in headers.iter().zip(parts).enumerate() {
-        let metadata = GgufMetadata::new(&header.entries, &header.index, part.bytes.bytes());
-        let read = || {
-            let wrong = |key: &str, expected: usize, given: u64| ModelError::OutOfRange {
+    let total = parts.iter().map(|part| part.tensors.len()).sum::<usize>();
+    let keys: [(&str, bool); 3] =
+        [("split.count", true), ("split.no", true), ("split.tensors.count", false)];
+    for (key, is_place) in keys {
+        for (at, (header, part)) in headers.iter().zip(parts).enumerate() {
+            let metadata = GgufMetadata::new(&header.entries, &header.index, part.bytes.bytes());
+            let given = metadata.unsigned(key).map_err(|fault| fault.in_file(&part.path))?;
+            let (expected, absent) = match key {
+                // Files that were never split may say 0.
+                "split.count" => (parts.len() as u64, 1),
+                "split.no" => (at as u64, 0),
+                _ => (total as u64, total as u64),
+            };
+            let given = given.unwrap_or(absent);
+            let unsplit = parts.len() == 1 && given == 0;
+            if given == expected || unsplit {
+                continue;
+            }
+            let reason = if is_place {
+                "as its place among the given files says; keep the published names, which end in \
+                 -00001-of-0000N.gguf"
+            } else {
+                "the number of tensors in all parts; download them again"
+            };
+            let fault = ModelError::OutOfRange {
                 key: key.to_owned(),
-                expected: format!(
-                    "{expected}, as its place among the {} given file(s) says (names must end in \
-                     -00001-of-0000N.gguf as they were published)",
-                    parts.len()
-                ),
+                expected: format!("{expected}, {reason}"),
                 given: given.to_string(),
             };
-            let count = metadata.unsigned("split.count")?.unwrap_or(1).max(1);
-            if count != parts.len() as u64 {
-                return Err(wrong("split.count", parts.len(), count));
-            }
-            let number = metadata.unsigned("split.no")?.unwrap_or(0);
-            if number != at as u64 {
-                return Err(wrong("split.no", at, number));
-            }
-            let total = parts.iter().map(|part| part.tensors.len()).sum::<usize>();
-            match metadata.unsigned("split.tensors.count")? {
-                Some(given) if count > 1 && given != total as u64 => {
-                    Err(wrong("split.tensors.count", total, given))
-                }
-                _ => Ok(()),
-            }
-        };
-        read().map_err(|fault| fault.in_file(&part.path))?;
+            return Err(fault.in_file(&part.path));
+        }
     }
     Ok(())
 }
@@ -442,7 +446,7 @@ fn parse_json(text: &str) -> Result<Value, ModelError> {
 }
 
 /// Reads a text file with a limit; `None` where there is none.
-fn read_text(path: &Path) -> Result<Option<String>, ModelError> {
+fn read_text(path: &Path, limit: u64) -> Result<Option<String>, ModelError> {
     let io = |source| ModelError::Io { path: path.to_owned(), source };
     let file = match File::open(path) {
         Ok(file) => file,
@@ -450,10 +454,10 @@ fn read_text(path: &Path) -> Result<Option<String>, ModelError> {
         Err(error) => return Err(io(error)),
     };
     let mut bytes = Vec::new();
-    file.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > MAX_TEXT_BYTES {
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > limit {
         let size = std::fs::metadata(path).map_or(bytes.len() as u64, |about| about.len());
-        return Err(ModelError::too_large("its size", MAX_TEXT_BYTES, size).in_file(path));
+        return Err(ModelError::too_large("its size", limit, size).in_file(path));
     }
     String::from_utf8(bytes)
         .map(Some)
@@ -461,7 +465,7 @@ fn read_text(path: &Path) -> Result<Option<String>, ModelError> {
 }
 
 fn read_json(path: &Path) -> Result<Option<Value>, ModelError> {
-    let text = read_text(path)?;
+    let text = read_text(path, MAX_JSON_BYTES)?;
     text.map(|text| parse_json(&text)).transpose().map_err(|fault| fault.in_file(path))
 }
 
