@@ -7,6 +7,7 @@
 const ALIGN: usize = 64;
 
 /// One buffer whose element `start` is aligned to [`ALIGN`] bytes.
+#[derive(Default)]
 pub(crate) struct Aligned<T> {
     data: Vec<T>,
     start: usize,

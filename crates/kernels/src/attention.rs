@@ -8,6 +8,10 @@
 //! segments begin at multiples of [`SEGMENT_TOKENS`] whatever the work is split into; segments are put together in
 //! order; no sum runs over rows, heads or tiles.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod cache;
 mod scalar;
 mod tile;
@@ -275,7 +279,17 @@ impl Call<'_> {
         for start in (segment * SEGMENT_TOKENS..end).step_by(PAGE_TOKENS) {
             let block = self.cache.block(self.layer, table[start / PAGE_TOKENS], work.kv_head);
             let page = Page { block, start, first_pair: tile.first_pair_at(start) };
-            scalar::page(tile, &page);
+            match self.isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the level exists only where its features do.
+                Isa::Avx512 if avx512::takes(tile.dim) => unsafe { avx512::page(tile, &page) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above; AVX-512 implies AVX2.
+                Isa::Avx2 | Isa::Avx512 if avx2::takes(tile.dim) => unsafe {
+                    avx2::page(tile, &page)
+                },
+                _ => scalar::page(tile, &page),
+            }
         }
     }
 }

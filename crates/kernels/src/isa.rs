@@ -60,3 +60,31 @@ impl Isa {
             && std::arch::is_x86_feature_detected!("avx512vnni")
     }
 }
+
+/// Compiles a portable kernel twice: `$body::<false>` as plain Rust, `$body::<true>` (which may fuse multiply and add) for
+/// AVX2 + FMA, where the compiler fills the vectors. `$name` takes the level first. `$body` must be `#[inline(always)]`.
+macro_rules! compiled_per_isa {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $(#[$meta])*
+        $vis fn $name(isa: $crate::isa::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                $body::<true>($($arg),*)
+            }
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: these levels exist only where AVX2 and FMA do.
+                $crate::isa::Isa::Avx2 | $crate::isa::Isa::Avx512 => unsafe { avx2($($arg),*) },
+                _ => $body::<false>($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use compiled_per_isa;
+
+/// `a * b + c`, in one rounding where `FUSED`.
+#[inline(always)]
+pub(crate) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}

@@ -151,7 +151,10 @@ fn close_to_f64() {
             let case = case(format, heads, kv_heads, dim, &[length]);
             for isa in levels() {
                 let got = run(isa, 2, &case, &[(0, 0, length)]);
-                for (position, got) in got.iter().enumerate() {
+                // Each diagonal of the first pages, then a sample.
+                for (position, got) in
+                    got.iter().enumerate().filter(|(p, _)| *p < 40 || p % 11 == 3)
+                {
                     let want = reference(&case, &case.sequences[0], position);
                     let error =
                         got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
