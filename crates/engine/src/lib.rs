@@ -3,6 +3,17 @@
 pub mod forward;
 pub mod perplexity;
 
+pub mod cpu_engine;
+pub mod engine_core;
+pub mod scheduler;
+
+pub mod block_pool;
+pub mod cost_model;
+pub mod paged_kv;
+pub mod prefix_tree;
+pub mod sampler;
+
+pub use cpu_engine::{CpuEngine, CpuEngineConfig, StartError};
 pub use forward::{
     Batch, BatchSequence, Decoder, DecoderOptions, Forward, ForwardError, KvSize, LoadProgress,
     LogitsBuffer, LogitsFor, MAX_STEP_TOKENS, WeightStorage,
@@ -11,3 +22,7 @@ pub use perplexity::{
     DivergenceReport, PerplexityError, PerplexityOptions, PerplexityProgress, PerplexityReport,
     kl_divergence, perplexity,
 };
+pub use scheduler::SchedulerConfig;
+
+#[cfg(test)]
+mod testing;

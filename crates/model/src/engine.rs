@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_core::Stream;
 
@@ -62,6 +63,12 @@ pub struct EngineLoad {
     pub draft_tokens: u64,
     /// Draft tokens accepted.
     pub accepted_draft_tokens: u64,
+    /// Steps computed.
+    pub steps: u64,
+    /// Time of all steps.
+    pub step_time: Duration,
+    /// Of that, time in the forward pass; the rest is scheduling, sampling and sending.
+    pub forward_time: Duration,
 }
 
 /// Why a request was not taken.

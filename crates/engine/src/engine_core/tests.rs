@@ -1,0 +1,400 @@
+//! The core over a deterministic model: equivalences, sharing, fairness, and a seeded simulator of all at once.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::*;
+use crate::testing::{FakeForward, NAN_TOKEN, VOCAB};
+use mintage_model::{CacheDomain, Priority, SamplingParams};
+use proptest::prelude::*;
+
+/// A core with a virtual clock, and everything it said.
+struct Bench {
+    core: EngineCore,
+    clock: Arc<AtomicU64>,
+    computed: Arc<AtomicU64>,
+    events: BTreeMap<SequenceId, Vec<Event>>,
+}
+
+fn config(pages: u32) -> SchedulerConfig {
+    SchedulerConfig { pages, page_tokens: 4, ..SchedulerConfig::default() }
+}
+
+impl Bench {
+    fn new(config: SchedulerConfig) -> Self {
+        let forward = FakeForward::new(config.pages as usize, config.page_tokens);
+        let context = (config.pages - 1) * config.page_tokens as u32;
+        Self {
+            clock: Arc::clone(&forward.clock),
+            computed: Arc::clone(&forward.computed),
+            core: EngineCore::new(Box::new(forward), config, context),
+            events: BTreeMap::new(),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_micros(self.clock.load(Ordering::Relaxed))
+    }
+
+    fn submit(&mut self, request: GenerateRequest) -> SequenceId {
+        self.core.submit(request, None, self.now()).unwrap()
+    }
+
+    fn step(&mut self) -> StepOutcome {
+        let clock = Arc::clone(&self.clock);
+        let events = &mut self.events;
+        let outcome = self
+            .core
+            .step(&|| Duration::from_micros(clock.load(Ordering::Relaxed)), &mut |id, event| {
+                events.entry(id).or_default().push(event);
+            })
+            .unwrap();
+        self.core.check().unwrap();
+        outcome
+    }
+
+    fn end(&mut self, id: SequenceId, reason: FinishReason) {
+        let (now, events) = (self.now(), &mut self.events);
+        self.core.end(id, reason, now, &mut |id, event| events.entry(id).or_default().push(event));
+        self.core.check().unwrap();
+    }
+
+    fn run(&mut self) {
+        for _ in 0..100_000 {
+            if self.step() == StepOutcome::Idle {
+                assert_eq!(self.core.ids().count(), 0, "idle with requests left");
+                return;
+            }
+        }
+        panic!("the requests do not end");
+    }
+
+    fn finish(&self, id: SequenceId) -> &Finish {
+        match self.events[&id].last() {
+            Some(Event::Finished(finish)) => finish,
+            other => panic!("{id:?} did not end: {other:?}"),
+        }
+    }
+
+    fn computed(&self) -> u64 {
+        self.computed.load(Ordering::Relaxed)
+    }
+}
+
+fn request(prompt: &[TokenId], max_new_tokens: u32) -> GenerateRequest {
+    GenerateRequest {
+        prompt: prompt.into(),
+        max_new_tokens,
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        ..GenerateRequest::default()
+    }
+}
+
+fn prompt(seed: u32, length: u32) -> Vec<TokenId> {
+    (0..length).map(|i| (seed * 31 + i * (seed + 7) + i * i) % 90).collect()
+}
+
+/// What a request says, without what depends on its neighbours: how much was cached, and when.
+fn said(events: &[Event]) -> Vec<Event> {
+    let strip = |event: &Event| match event.clone() {
+        Event::Prefilled { prompt_logprobs, .. } => {
+            Some(Event::Prefilled { cached_tokens: 0, prompt_logprobs })
+        }
+        token @ Event::Token(_) => Some(token),
+        Event::Finished(_) => None,
+    };
+    events.iter().filter_map(strip).collect()
+}
+
+/// The same request on an engine of its own with plenty of pages.
+fn alone(request: &GenerateRequest) -> Vec<Event> {
+    let mut bench = Bench::new(config(400));
+    let id = bench.submit(request.clone());
+    bench.run();
+    bench.events.remove(&id).unwrap()
+}
+
+#[test]
+fn eight_users_of_one_new_prefix_compute_it_once() {
+    let mut bench = Bench::new(config(2000));
+    let shared = prompt(1, 400);
+    let ids: Vec<_> = (0..8)
+        .map(|user| bench.submit(request(&[shared.clone(), prompt(user + 50, 6)].concat(), 1)))
+        .collect();
+    bench.run();
+    // A page boundary is where sharing ends: each user may compute the rest of a page besides its own words.
+    assert!(bench.computed() <= 400 + 8 * (6 + 4), "{} tokens computed", bench.computed());
+    let cached: u32 = ids.iter().map(|&id| bench.finish(id).usage.cached_tokens).sum();
+    assert!(cached >= 7 * 396, "{cached} tokens cached");
+    assert_eq!(bench.core.load().prefix_cache_hits, u64::from(cached));
+    assert_eq!(bench.core.load().prefix_cache_queries, 8 * 406);
+}
+
+#[test]
+fn the_next_turn_computes_only_what_is_new() {
+    let mut bench = Bench::new(config(200));
+    let first = prompt(3, 37);
+    let id = bench.submit(request(&first, 10));
+    bench.run();
+    let answer = bench.events[&id].iter().filter_map(|event| match event {
+        Event::Token(token) => Some(token.id),
+        _ => None,
+    });
+    let turn: Vec<_> = first.iter().copied().chain(answer).chain(prompt(9, 5)).collect();
+    let before = bench.computed();
+    let second = request(&turn, 1);
+    let id = bench.submit(second.clone());
+    bench.run();
+    // The last token of an answer is never computed within it: six tokens are new.
+    assert_eq!(bench.computed() - before, 6);
+    assert_eq!(bench.finish(id).usage.cached_tokens, 46);
+    assert_eq!(said(&bench.events[&id]), said(&alone(&second)));
+    let stranger = GenerateRequest { cache_domain: CacheDomain([9; 16]), ..second };
+    let id = bench.submit(stranger);
+    bench.run();
+    assert_eq!(bench.finish(id).usage.cached_tokens, 0);
+}
+
+#[test]
+fn a_long_prompt_does_not_stall_who_is_being_answered() {
+    let mut bench = Bench::new(config(3000));
+    let users: Vec<_> = (0..3).map(|user| bench.submit(request(&prompt(user, 20), 400))).collect();
+    for _ in 0..20 {
+        bench.step();
+    }
+    let long = bench.submit(request(&prompt(7, 2000), 1));
+    let mut slowest = Duration::ZERO;
+    while !matches!(bench.events.get(&long).and_then(|e| e.last()), Some(Event::Finished(_))) {
+        let (start, before) = (bench.now(), bench.events[&users[0]].len());
+        bench.step();
+        slowest = slowest.max(bench.now() - start);
+        assert_eq!(bench.events[&users[0]].len(), before + 1, "each step samples for everybody");
+    }
+    assert!(slowest <= Duration::from_millis(120), "{slowest:?}");
+    // And the prompt gets most of the time: 4 s of computing it within 6.
+    let total = bench.finish(long).timings.total;
+    assert!(total <= Duration::from_millis(6000), "{total:?}");
+}
+
+#[test]
+fn tenants_share_fairly_and_the_shortest_goes_first() {
+    let mut bench = Bench::new(config(4000));
+    let tenant =
+        |tenant, seed, length| GenerateRequest { tenant, ..request(&prompt(seed, length), 1) };
+    let greedy: Vec<_> = (0..10).map(|i| bench.submit(tenant(1, i, 500))).collect();
+    for _ in 0..3 {
+        bench.step();
+    }
+    let modest = bench.submit(tenant(2, 77, 300));
+    let short = bench.submit(tenant(1, 78, 40));
+    bench.run();
+    let end = |id| bench.finish(id).timings.total;
+    // Two steps of up to 400 ms each: one for its share, one that was under way.
+    assert!(end(modest) <= Duration::from_millis(1300), "{:?}", end(modest));
+    let overtaken = greedy.iter().filter(|&&id| end(id) > end(short)).count();
+    assert!(overtaken >= 7, "the short prompt overtook {overtaken} only");
+}
+
+#[test]
+fn batch_work_runs_only_when_nobody_waits() {
+    let mut bench = Bench::new(config(60));
+    let batch =
+        |seed| GenerateRequest { priority: Priority::Batch, ..request(&prompt(seed, 80), 30) };
+    let idle: Vec<_> = (0..3).map(|seed| bench.submit(batch(seed))).collect();
+    for _ in 0..20 {
+        bench.step();
+    }
+    let online = bench.submit(request(&prompt(9, 120), 20));
+    let mut counts = Vec::new();
+    while !matches!(bench.events.get(&online).and_then(|e| e.last()), Some(Event::Finished(_))) {
+        counts.push(idle.iter().map(|id| bench.events.get(id).map_or(0, Vec::len)).sum::<usize>());
+        bench.step();
+    }
+    assert!(counts.windows(2).all(|w| w[0] == w[1]), "batch work ran beside an online request");
+    bench.run();
+    assert!(bench.core.load().preemptions > 0, "the pages sufficed: the test is too easy");
+    for (seed, &id) in (0..).zip(&idle) {
+        assert_eq!(said(&bench.events[&id]), said(&alone(&batch(seed))));
+    }
+}
+
+#[test]
+fn broken_logits_end_one_request_only() {
+    let mut bench = Bench::new(config(100));
+    let good = request(&prompt(1, 10), 5);
+    let (a, b) = (bench.submit(good.clone()), bench.submit(request(&[NAN_TOKEN, 1], 5)));
+    bench.run();
+    assert_eq!(said(&bench.events[&a]), said(&alone(&good)));
+    let fault = EngineFault::Internal("the model computed NaN logits".to_owned());
+    assert_eq!(bench.finish(b).reason, FinishReason::Fault(fault));
+}
+
+#[test]
+fn requests_end_where_they_say() {
+    let check = |request: GenerateRequest, tokens: u32, reason: fn(&FinishReason) -> bool| {
+        let mut bench = Bench::new(config(20));
+        let id = bench.submit(request);
+        bench.run();
+        let finish = bench.finish(id);
+        assert!(reason(&finish.reason), "{finish:?}");
+        assert_eq!(finish.usage.output_tokens, tokens);
+        assert_eq!(said(&bench.events[&id]).len() as u32, 1 + tokens);
+    };
+    let length = |reason: &FinishReason| *reason == FinishReason::Length;
+    check(request(&prompt(1, 9), 0), 0, length);
+    check(request(&prompt(1, 9), 7), 7, length);
+    // The context holds 76 tokens.
+    check(request(&prompt(1, 70), 100), 6, length);
+    let Some(Event::Token(third)) = alone(&request(&prompt(1, 9), 3)).get(3).cloned() else {
+        panic!("no third token")
+    };
+    let stop = GenerateRequest { stop_token_ids: [third.id].into(), ..request(&prompt(1, 9), 9) };
+    check(stop, 3, |reason| matches!(reason, FinishReason::Stop(_)));
+}
+
+#[test]
+fn prompt_logprobs_do_not_depend_on_chunks_or_cache() {
+    let asked = GenerateRequest {
+        prompt_logprobs: Some(2),
+        logprobs: Some(3),
+        ..request(&prompt(5, 50), 4)
+    };
+    let mut bench = Bench::new(config(100));
+    bench.submit(request(&prompt(5, 50), 1));
+    bench.run();
+    let id = bench.submit(asked.clone());
+    bench.run();
+    let Event::Prefilled { cached_tokens: 0, prompt_logprobs: Some(entries) } =
+        &bench.events[&id][0]
+    else {
+        panic!("{:?}", bench.events[&id][0])
+    };
+    assert_eq!(entries.iter().map(|e| e.id).collect::<Vec<_>>(), prompt(5, 50));
+    assert_eq!((entries[0].logprob, entries[0].top.len()), (None, 0));
+    assert!(entries[1..].iter().all(|e| e.logprob.is_some_and(|p| p < 0.0) && e.top.len() == 2));
+    assert_eq!(said(&bench.events[&id]), said(&alone(&asked)));
+}
+
+/// A small generator for the simulator: what happens is a function of the seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+
+    fn once_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+fn random_request(dice: &mut Dice, context: u32) -> GenerateRequest {
+    let mut tokens = prompt(dice.below(3) as u32, dice.below(u64::from(context) / 3) as u32);
+    tokens.extend(prompt(20 + dice.below(6) as u32, 1 + dice.below(12) as u32));
+    let sampling = match dice.below(3) {
+        0 => SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        1 => SamplingParams { seed: dice.below(5), top_p: 0.9, ..SamplingParams::default() },
+        _ => SamplingParams {
+            seed: dice.below(5),
+            repetition_penalty: 1.2,
+            frequency_penalty: 0.1,
+            top_k: 20,
+            ..SamplingParams::default()
+        },
+    };
+    GenerateRequest {
+        // An engine alone has a longer context.
+        max_new_tokens: (dice.below(30) as u32).min(context - tokens.len() as u32),
+        prompt: tokens.into(),
+        sampling,
+        stop_token_ids: if dice.once_in(2) {
+            [dice.below(VOCAB as u64) as u32].into()
+        } else {
+            [].into()
+        },
+        logprobs: dice.once_in(5).then_some(2),
+        prompt_logprobs: dice.once_in(8).then_some(1),
+        cache_domain: CacheDomain([dice.below(2) as u8; 16]),
+        tenant: dice.below(3),
+        priority: if dice.once_in(4) { Priority::Batch } else { Priority::Online },
+        ..GenerateRequest::default()
+    }
+}
+
+/// Random arrivals, cancels, deadlines and slow readers on few pages. Returns how often pages were taken away.
+fn simulate(seed: u64) -> u64 {
+    let mut dice = Dice(seed);
+    let pages = 12 + dice.below(60) as u32;
+    let mut bench = Bench::new(SchedulerConfig {
+        max_running: 1 + dice.below(8) as usize,
+        max_waiting: 1000,
+        max_step_tokens: 8 + dice.below(100) as usize,
+        target_gap_ms: 20.0 + dice.below(200) as f64,
+        ..config(pages)
+    });
+    let context = (pages - 1) * 4;
+    let mut requests = BTreeMap::new();
+    let mut paused = BTreeMap::new();
+    let mut left = 25;
+    for step in 0.. {
+        assert!(step < 50_000, "seed {seed}: the requests do not end");
+        while left > 0 && dice.once_in(3) {
+            left -= 1;
+            let request = random_request(&mut dice, context);
+            let deadline =
+                dice.once_in(10).then(|| bench.now() + Duration::from_millis(dice.below(3000)));
+            let id = bench.core.submit(request.clone(), deadline, bench.now()).unwrap();
+            requests.insert(id, request);
+        }
+        let ids: Vec<_> = bench.core.ids().collect();
+        for id in ids {
+            if dice.once_in(300) {
+                bench.end(id, FinishReason::Cancelled);
+            } else if dice.once_in(10) {
+                let slow = paused.entry(id).or_insert(false);
+                *slow = !*slow;
+                bench.core.set_paused(id, *slow);
+            }
+        }
+        let (now, events) = (bench.now(), &mut bench.events);
+        bench.core.end_overdue(now, &mut |id, event| events.entry(id).or_default().push(event));
+        if bench.step() == StepOutcome::Idle {
+            let runnable = bench.core.ids().any(|id| !paused.get(&id).copied().unwrap_or(false));
+            assert!(!runnable, "seed {seed}: idle, but somebody could go on");
+            if left == 0 && bench.core.ids().count() == 0 {
+                break;
+            }
+        }
+    }
+    for (id, request) in &requests {
+        let events = &bench.events[id];
+        let (said, expected) = (said(events), said(&alone(request)));
+        let finish = bench.finish(*id);
+        let tokens = said.iter().filter(|event| matches!(event, Event::Token(_))).count();
+        assert_eq!(finish.usage.output_tokens as usize, tokens, "seed {seed}");
+        match finish.reason {
+            FinishReason::Cancelled | FinishReason::Deadline => {
+                assert_eq!(said[..], expected[..said.len()], "seed {seed}, {request:?}");
+            }
+            _ => assert_eq!(said, expected, "seed {seed}, {request:?}"),
+        }
+    }
+    let (free, total) = bench.core.scheduler.pages_free_and_total();
+    assert_eq!(free, total, "seed {seed}: pages leaked");
+    bench.core.load().preemptions
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_each_answer_is_the_one_given_alone(seed in any::<u64>()) {
+        simulate(seed);
+    }
+}
+
+#[test]
+fn the_simulator_takes_pages_away() {
+    assert!((0..40).map(simulate).sum::<u64>() > 100, "the simulator is too easy");
+}

@@ -1,0 +1,57 @@
+//! How much of the engine each tenant has had: virtual token counters (Sheng et al. 2024, arXiv 2401.00588).
+//!
+//! Invariant: a counter exists exactly as long as its tenant has a sequence, so there are never more than sequences.
+
+use std::collections::BTreeMap;
+
+/// What a sampled token costs, in prompt tokens.
+pub(crate) const OUTPUT_TOKEN_WEIGHT: u64 = 2;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    served: u64,
+    sequences: u32,
+}
+
+/// A counter per tenant.
+#[derive(Debug, Default)]
+pub(crate) struct FairShare {
+    shares: BTreeMap<u64, Share>,
+}
+
+impl FairShare {
+    /// A sequence of `tenant` arrived. A tenant that had none starts level with the least served one: idleness is not
+    /// saved up.
+    pub(crate) fn enter(&mut self, tenant: u64) {
+        let least = self.shares.values().map(|share| share.served).min().unwrap_or(0);
+        let share = self.shares.entry(tenant).or_insert(Share { served: least, sequences: 0 });
+        share.sequences += 1;
+    }
+
+    /// A sequence of `tenant` left.
+    pub(crate) fn leave(&mut self, tenant: u64) {
+        if let Some(share) = self.shares.get_mut(&tenant) {
+            share.sequences = share.sequences.saturating_sub(1);
+            if share.sequences == 0 {
+                self.shares.remove(&tenant);
+            }
+        }
+    }
+
+    /// `tenant` was served `tokens` prompt tokens or their equivalent.
+    pub(crate) fn charge(&mut self, tenant: u64, tokens: u64) {
+        if let Some(share) = self.shares.get_mut(&tenant) {
+            share.served = share.served.saturating_add(tokens);
+        }
+    }
+
+    /// What `tenant` has had; the least served comes first.
+    pub(crate) fn served(&self, tenant: u64) -> u64 {
+        self.shares.get(&tenant).map_or(0, |share| share.served)
+    }
+
+    /// Sequences counted, for `check()`.
+    pub(crate) fn sequences(&self) -> usize {
+        self.shares.values().map(|share| share.sequences as usize).sum()
+    }
+}
