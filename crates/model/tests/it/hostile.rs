@@ -457,3 +457,24 @@ fn rope_scaling_that_does_not_load() {
     let layers = json!({"full_attention": {"rope_type": "default", "rope_theta": 1e4}});
     check_config("rope_parameters", layers, &["rope_parameters.type"]);
 }
+
+#[test]
+fn the_fuzz_seeds_open() {
+    let seeds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds");
+    let read = |folder: &str| {
+        let files = std::fs::read_dir(seeds.join(folder)).unwrap();
+        files.map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect::<Vec<_>>()
+    };
+    for bytes in read("gguf") {
+        ModelFile::from_gguf_bytes(vec![bytes]).unwrap();
+    }
+    for bytes in read("safetensors") {
+        let parts = bytes.splitn(2, |&byte| byte == 0).collect::<Vec<_>>();
+        let (config, weights) = match parts[..] {
+            [config, weights] if config.starts_with(b"{") => (config, weights),
+            _ => (config_json().to_string().leak().as_bytes(), bytes.as_slice()),
+        };
+        let config = std::str::from_utf8(config).unwrap();
+        ModelFile::from_safetensors_bytes(config, Some(config), vec![weights.to_vec()]).unwrap();
+    }
+}

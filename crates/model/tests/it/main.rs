@@ -1,10 +1,15 @@
 //! The model crate from outside: real files, hostile files, goldens.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 #![allow(clippy::cast_possible_truncation, reason = "sizes of test data")]
 
+#[cfg(test)]
 mod folders;
+#[cfg(test)]
 mod gguf_bytes;
+#[cfg(test)]
 mod goldens;
+#[cfg(test)]
 mod hostile;
+#[cfg(test)]
 mod properties;
+#[cfg(test)]
 mod real_files;
