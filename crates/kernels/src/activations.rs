@@ -219,46 +219,114 @@ fn interleave(x: &[f32], cols: usize, rows: Range<usize>, values: &mut [f32]) {
 
 /// Quantises the rows of one group: x: (rows, cols) → values: (blocks, rows of the group).
 fn quantise(isa: Isa, x: &[f32], cols: usize, rows: Range<usize>, values: &mut [ActivationBlock]) {
-    let _ = isa;
     let count = rows.len();
     for (slot, row) in rows.enumerate() {
-        let row = &x[row * cols..(row + 1) * cols];
-        for (block, chunk) in row.chunks(BLOCK).enumerate() {
+        let (whole, rest) = x[row * cols..(row + 1) * cols].as_chunks::<BLOCK>();
+        let mut blocks = values.iter_mut().skip(slot).step_by(count);
+        for (chunk, block) in whole.iter().zip(&mut blocks) {
+            *block = quantise_block(isa, chunk);
+        }
+        if let (false, Some(block)) = (rest.is_empty(), blocks.next()) {
             let mut padded = [0.0; BLOCK];
-            padded[..chunk.len()].copy_from_slice(chunk);
-            values[block * count + slot] = quantise_block(&padded);
+            padded[..rest.len()].copy_from_slice(rest);
+            *block = quantise_block(isa, &padded);
         }
     }
 }
 
-/// The scalar twin: scale = max|x| / 127, q = x / scale rounded to nearest, ties to even.
-pub(crate) fn quantise_block(x: &[f32; BLOCK]) -> ActivationBlock {
-    let largest = x.iter().map(|v| v.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
-    let largest = f32::from_bits(largest);
-    if !largest.is_finite() {
-        return ActivationBlock { scale: f32::NAN, scaled_sum: f32::NAN, ..ZERO_BLOCK };
+/// 32 activations as an int8 block.
+#[inline]
+fn quantise_block(isa: Isa, x: &[f32; BLOCK]) -> ActivationBlock {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: both levels include AVX2, and `Isa` is above `Scalar` only where the processor has it.
+        Isa::Avx2 | Isa::Avx512 => unsafe { crate::avx2::quantise_block(x) },
+        _ => quantise_block_scalar(x),
     }
-    if largest < SMALLEST {
-        return ZERO_BLOCK;
-    }
-    let (scale, inverse) = (largest / 127.0, 127.0 / largest);
-    with_sums(x.map(|v| (v * inverse).round_ties_even() as i8), scale)
 }
 
-/// Completes a block with the sums of `q`.
-fn with_sums(q: [i8; BLOCK], scale: f32) -> ActivationBlock {
-    let pair = |columns: Range<usize>, first: usize| -> i16 {
-        columns.filter(|c| c % 4 / 2 == first).map(|c| -i16::from(q[c])).sum()
+/// `(scale, 1 / scale)` of a block whose largest magnitude is `largest`; the finished block if that is no usable number.
+#[inline]
+pub(crate) fn block_scale(largest: f32) -> Result<(f32, f32), ActivationBlock> {
+    if !largest.is_finite() {
+        return Err(ActivationBlock { scale: f32::NAN, scaled_sum: f32::NAN, ..ZERO_BLOCK });
+    }
+    if largest < SMALLEST {
+        return Err(ZERO_BLOCK);
+    }
+    Ok((largest / 127.0, 127.0 / largest))
+}
+
+/// The scalar twin: scale = max|x| / 127, q = x / scale rounded to nearest, ties to even.
+fn quantise_block_scalar(x: &[f32; BLOCK]) -> ActivationBlock {
+    let largest = x.iter().map(|v| v.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
+    let (scale, inverse) = match block_scale(f32::from_bits(largest)) {
+        Ok(pair) => pair,
+        Err(block) => return block,
     };
-    let pairs = |columns: Range<usize>| [pair(columns.clone(), 0), pair(columns, 1)];
-    let neg_pairs = [pairs(0..16), pairs(16..32), pairs(0..32)];
+    let q = x.map(|v| (v * inverse).round_ties_even() as i8);
+    let pair = |half: usize, first: usize| -> i16 {
+        (16 * half..16 * half + 16).filter(|c| c % 4 / 2 == first).map(|c| -i16::from(q[c])).sum()
+    };
+    with_pairs(q, scale, [0, 1].map(|half| [pair(half, 0), pair(half, 1)]))
+}
+
+/// Completes a block from the sums of its halves (see [`ActivationBlock::neg_pairs`]).
+#[inline]
+pub(crate) fn with_pairs(q: [i8; BLOCK], scale: f32, halves: [[i16; 2]; 2]) -> ActivationBlock {
+    let whole = [halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]];
     let neg_sum = |pair: [i16; 2]| i32::from(pair[0]) + i32::from(pair[1]);
     ActivationBlock {
         q,
         scale,
-        scaled_sum: scale * -neg_sum(neg_pairs[2]) as f32,
-        neg_sum_128: 128 * neg_sum(neg_pairs[2]),
-        neg_half_128: [128 * neg_sum(neg_pairs[0]), 128 * neg_sum(neg_pairs[1])],
-        neg_pairs,
+        scaled_sum: scale * -neg_sum(whole) as f32,
+        neg_sum_128: 128 * neg_sum(whole),
+        neg_half_128: halves.map(|half| 128 * neg_sum(half)),
+        neg_pairs: [halves[0], halves[1], whole],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synthetic;
+
+    fn check(x: &[f32; BLOCK]) {
+        let scalar = quantise_block_scalar(x);
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+            let block = quantise_block(isa, x);
+            // NaN is unlike itself: compare bits.
+            assert_eq!(block.scale.to_bits(), scalar.scale.to_bits(), "{isa:?} {x:?}");
+            assert_eq!(block.scaled_sum.to_bits(), scalar.scaled_sum.to_bits(), "{isa:?} {x:?}");
+            let rest = |b: ActivationBlock| (b.q, b.neg_sum_128, b.neg_half_128, b.neg_pairs);
+            assert_eq!(rest(block), rest(scalar), "{isa:?} {x:?}");
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_quantises_alike() {
+        for seed in 0..200 {
+            let x = synthetic::activations(BLOCK, seed);
+            let mut x: [f32; BLOCK] = std::array::from_fn(|i| x[i]);
+            check(&x);
+            x[7] = [0.0, -0.0, 1e-31, 1e30, 3e38, f32::INFINITY, f32::NAN][seed as usize % 7];
+            check(&x);
+            // Ties: halves of the scale.
+            check(&std::array::from_fn(|i| if i == 0 { 127.0 } else { i as f32 - 16.5 }));
+        }
+        check(&[0.0; BLOCK]);
+        check(&[-5.0; BLOCK]);
+    }
+
+    #[test]
+    fn groups_partition_the_rows() {
+        for rows in 1..100 {
+            let groups: Vec<_> = (0..group_count(rows)).map(|index| group(rows, index)).collect();
+            assert_eq!(
+                groups.iter().flat_map(Clone::clone).collect::<Vec<_>>(),
+                (0..rows).collect::<Vec<_>>()
+            );
+            assert!(groups.iter().all(|g| (1..=GROUP_ROWS).contains(&g.len())), "{groups:?}");
+        }
     }
 }

@@ -18,9 +18,10 @@ use crate::scalar::FLOAT_CHAIN;
 use crate::{Activations, Format, PackedMatrix};
 
 /// Activation rows up to which a panel does not pay.
-const DIRECT_ROWS: usize = 12;
-/// How far ahead of use packed weights are fetched, in bytes.
-const PREFETCH: usize = 4096;
+const DIRECT_ROWS: usize = 24;
+/// How far ahead of use packed weights are fetched, in bytes: into the second-level cache, which keeps more reads of memory
+/// in flight than the first.
+const PREFETCH: usize = 16384;
 /// Blocks of 32 columns in one panel; two strips of it stay in 32 KiB.
 const PANEL_BLOCKS: usize = 16;
 /// Strips that share the activation loads of a tile.
@@ -165,7 +166,7 @@ unsafe fn direct_group<Q: Quantised, const T: usize>(
         for block in 0..blocks {
             let packed = codes_start.add(block * Q::CODE_BYTES);
             for line in 0..Q::CODE_BYTES / 64 {
-                _mm_prefetch::<_MM_HINT_T0>(packed.wrapping_add(PREFETCH + 64 * line).cast());
+                _mm_prefetch::<_MM_HINT_T1>(packed.wrapping_add(PREFETCH + 64 * line).cast());
             }
             let weights = PanelBlock {
                 codes: unpack::<Q>(packed),
@@ -607,7 +608,7 @@ unsafe fn float_tile<F: Float, const S: usize, const T: usize>(
             unsafe {
                 let weights: [__m512; S] = std::array::from_fn(|s| {
                     let at = strips[s].add(column * F::BYTES);
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(PREFETCH).cast());
                     F::load(at)
                 });
                 for t in 0..T {

@@ -14,6 +14,8 @@ mod memory;
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod bench;
 mod dequant;

@@ -70,6 +70,8 @@ pub fn matmul(pool: &Pool, w: &PackedMatrix, a: &Activations, out: &mut [f32]) {
     let strips: fn(&PackedMatrix, &Activations, &Output, Range<usize>) = match w.isa() {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => crate::avx512::strips,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => crate::avx2::strips,
         _ => scalar::strips,
     };
     pool.for_each(w.strips(), chunk_strips(w.strips(), pool.threads()), &|range| {
