@@ -278,7 +278,12 @@ impl Call<'_> {
         tile.start_segment();
         for start in (segment * SEGMENT_TOKENS..end).step_by(PAGE_TOKENS) {
             let block = self.cache.block(self.layer, table[start / PAGE_TOKENS], work.kv_head);
-            let page = Page { block, start, first_pair: tile.first_pair_at(start) };
+            let next =
+                table.get(start / PAGE_TOKENS + 1).filter(|_| start + PAGE_TOKENS < work.context());
+            let next = next
+                .map_or(block, |&page| self.cache.block(self.layer, page, work.kv_head))
+                .start();
+            let page = Page { block, start, first_pair: tile.first_pair_at(start), next };
             match self.isa {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the level exists only where its features do.

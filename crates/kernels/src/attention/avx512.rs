@@ -10,6 +10,9 @@ const LANES: usize = 16;
 /// Pairs that one pass of the product keeps in registers: 8 × 2 sums, two of B, and some to spare.
 const ROWS: usize = 8;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Whether this version takes heads of `dim` dimensions.
 pub(super) fn takes(dim: usize) -> bool {
     dim.is_multiple_of(LANES)
@@ -20,26 +23,28 @@ pub(super) fn takes(dim: usize) -> bool {
 pub(super) fn page(tile: &mut Tile, page: &Page<'_>) {
     assert!(takes(tile.dim), "{} dimensions", tile.dim);
     let keys = PAGE_TOKENS * tile.dim;
+    // While the keys are at work the values are asked for, and then the next page.
+    let values = page.block.values(tile.dim);
     match page.block {
         Block::F32(block) => {
-            scores(tile, page.first_pair, &block[..keys]);
+            scores(tile, page.first_pair, &block[..keys], values);
             probabilities(tile, page);
-            accumulate(tile, page, &block[keys..]);
+            accumulate(tile, page, &block[keys..], page.next);
         }
         Block::F16(block) if tile.pairs - page.first_pair <= ROWS => {
-            scores(tile, page.first_pair, &block[..keys]);
+            scores(tile, page.first_pair, &block[..keys], values);
             probabilities(tile, page);
-            accumulate(tile, page, &block[keys..]);
+            accumulate(tile, page, &block[keys..], page.next);
         }
         Block::F16(block) => {
             // Several passes over the page: it is widened once, into the first-level cache.
             let mut wide = std::mem::take(&mut tile.wide);
             let buffer = wide.get_mut(0, keys);
             widen(&block[..keys], buffer);
-            scores(tile, page.first_pair, buffer);
+            scores(tile, page.first_pair, buffer, values);
             probabilities(tile, page);
             widen(&block[keys..], buffer);
-            accumulate(tile, page, buffer);
+            accumulate(tile, page, buffer, page.next);
             tile.wide = wide;
         }
     }
@@ -79,6 +84,10 @@ struct Product<T> {
     c: *mut f32,
     c_stride: usize,
     depth: usize,
+    /// One line of memory from here on is asked for at each step of the depth,
+    ahead: *const u8,
+    /// each this many bytes further.
+    ahead_stride: usize,
 }
 
 /// `R` rows × `V` registers. Each sum runs over the depth in order, whatever `R` and `V`.
@@ -99,6 +108,8 @@ unsafe fn block<T, const R: usize, const V: usize, const FRESH: bool>(m: &Produc
             }
         }
         for k in 0..m.depth {
+            // A hint, which never faults.
+            _mm_prefetch::<_MM_HINT_T0>(m.ahead.wrapping_add(k * m.ahead_stride).cast());
             let mut b = [_mm512_setzero_ps(); V];
             for (v, b) in b.iter_mut().enumerate() {
                 *b = load(m.b.add(k * m.b_stride + v * LANES));
@@ -149,7 +160,7 @@ fn runs(first: usize, end: usize) -> impl Iterator<Item = std::ops::Range<usize>
 
 /// `p = q · K`; `keys`: (dim × [`PAGE_TOKENS`]).
 #[target_feature(enable = "avx512f")]
-fn scores<T>(tile: &mut Tile, first_pair: usize, keys: &[T]) {
+fn scores<T>(tile: &mut Tile, first_pair: usize, keys: &[T], ahead: *const u8) {
     let dim = tile.dim;
     assert!(keys.len() >= dim * PAGE_TOKENS, "{} elements of K", keys.len());
     for run in runs(first_pair, tile.pairs) {
@@ -161,6 +172,8 @@ fn scores<T>(tile: &mut Tile, first_pair: usize, keys: &[T]) {
             c: tile.p.get_mut(run.start * PAGE_TOKENS, run.len() * PAGE_TOKENS).as_mut_ptr(),
             c_stride: PAGE_TOKENS,
             depth: dim,
+            ahead,
+            ahead_stride: if run.start == first_pair { LINE } else { 0 },
         };
         // SAFETY: the slices above have the sizes of the contract (2 × 16 lanes are a page's tokens); T is a block's.
         unsafe { rows::<T, 2, true>(run.len(), &product) }
@@ -205,7 +218,7 @@ fn probabilities(tile: &mut Tile, page: &Page<'_>) {
 
 /// `acc += p · V` over the tokens that a run's last pair sees; those beyond what an earlier pair sees weigh 0 in it.
 #[target_feature(enable = "avx512f")]
-fn accumulate<T>(tile: &mut Tile, page: &Page<'_>, values: &[T]) {
+fn accumulate<T>(tile: &mut Tile, page: &Page<'_>, values: &[T], ahead: *const u8) {
     let dim = tile.dim;
     assert!(values.len() >= dim * PAGE_TOKENS, "{} elements of V", values.len());
     for run in runs(page.first_pair, tile.pairs) {
@@ -223,6 +236,8 @@ fn accumulate<T>(tile: &mut Tile, page: &Page<'_>, values: &[T]) {
                     c: c.add(start),
                     c_stride: dim,
                     depth,
+                    ahead: ahead.wrapping_add(start / (2 * LANES) * PAGE_TOKENS * LINE),
+                    ahead_stride: if run.start == page.first_pair { LINE } else { 0 },
                 };
                 if dim - start >= 2 * LANES {
                     rows::<T, 2, false>(run.len(), &product);

@@ -45,6 +45,28 @@ pub(crate) enum Block<'a> {
     F16(&'a [u16]),
 }
 
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "only SIMD versions fetch ahead")
+)]
+impl Block<'_> {
+    /// The block's first byte.
+    pub(crate) fn start(&self) -> *const u8 {
+        match self {
+            Self::F32(block) => block.as_ptr().cast(),
+            Self::F16(block) => block.as_ptr().cast(),
+        }
+    }
+
+    /// The first byte of the values, for heads of `dim` dimensions.
+    pub(crate) fn values(&self, dim: usize) -> *const u8 {
+        match self {
+            Self::F32(block) => block.as_ptr().wrapping_add(dim * PAGE_TOKENS).cast(),
+            Self::F16(block) => block.as_ptr().wrapping_add(dim * PAGE_TOKENS).cast(),
+        }
+    }
+}
+
 /// Keys and values of all layers, in pages of [`PAGE_TOKENS`] tokens.
 pub struct KvCache {
     layers: Layers,

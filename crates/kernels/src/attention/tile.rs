@@ -51,6 +51,8 @@ pub(super) struct Page<'a> {
     pub(super) start: usize,
     /// The first pair that sees any of it; the later ones do too.
     pub(super) first_pair: usize,
+    /// Where the page that comes next begins, to be fetched ahead; anywhere if there is none.
+    pub(super) next: *const u8,
 }
 
 impl Tile {
