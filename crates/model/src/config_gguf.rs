@@ -92,9 +92,11 @@ pub(crate) fn decoder_config(
     };
     let stated = keys.required("context_length", MAX_CONTEXT)?;
     let mut context_length = rope::extended_context(stated, &scaling);
-    if let Some(window) = keys.optional("attention.sliding_window", MAX_CONTEXT)? {
+    let window = keys.key("attention.sliding_window");
+    // 0 is how some conversions write that there is none.
+    if let Some(tokens) = metadata.unsigned(&window)?.filter(|&tokens| tokens != 0) {
         // Within the window, attention over everything is the same.
-        context_length = context_length.min(window);
+        context_length = context_length.min(count(&window, tokens, u64::MAX)?);
     }
     let eps = keys.ranged("attention.layer_norm_rms_epsilon", 0.0, 1.0)?.ok_or_else(|| {
         ModelError::MissingKey { key: keys.key("attention.layer_norm_rms_epsilon") }

@@ -8,7 +8,7 @@ use crate::checks::{
     count,
 };
 use crate::decoder::{DecoderConfig, Family, RopeConfig, RopeLayout, RopeScaling};
-use crate::error::ModelError;
+use crate::error::{ModelError, shortened};
 use crate::rope;
 use crate::weights::OutputHead;
 
@@ -106,20 +106,11 @@ impl<'a> JsonKeys<'a> {
     }
 }
 
-/// Longest part of a value that a message repeats.
-const SHOWN_CHARS: usize = 80;
-
 fn shown(value: &Value) -> String {
     match value {
         Value::Array(list) => format!("a list of {}", list.len()),
         Value::Object(map) => format!("an object with {} keys", map.len()),
-        scalar => {
-            let text = scalar.to_string();
-            match text.char_indices().nth(SHOWN_CHARS) {
-                None => text,
-                Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
-            }
-        }
+        scalar => shortened(&scalar.to_string()),
     }
 }
 

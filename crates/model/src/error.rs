@@ -168,6 +168,11 @@ impl ModelError {
         }
     }
 
+    /// A JSON file that does not parse; parsers repeat what they found, however long it is.
+    pub(crate) fn json(error: &serde_json::Error) -> Self {
+        Self::Json { message: shortened(&error.to_string()) }
+    }
+
     pub(crate) fn malformed(what: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Malformed { what: what.into(), problem: problem.into() }
     }
@@ -181,6 +186,21 @@ impl ModelError {
         given: impl Into<String>,
         supported: impl Into<String>,
     ) -> Self {
-        Self::Unsupported { what: what.into(), given: given.into(), supported: supported.into() }
+        Self::Unsupported {
+            what: what.into(),
+            given: shortened(&given.into()),
+            supported: supported.into(),
+        }
+    }
+}
+
+/// Longest part of a file's own text that a message repeats.
+const MAX_QUOTED_CHARS: usize = 200;
+
+/// The beginning of a text from a file, so that a message stays readable whatever the file holds.
+pub(crate) fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MAX_QUOTED_CHARS) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
     }
 }

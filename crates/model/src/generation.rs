@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::config_json::JsonKeys;
-use crate::error::ModelError;
+use crate::error::{ModelError, shortened};
 use crate::generate::TokenId;
 use crate::gguf::GgufMetadata;
 
@@ -131,7 +131,7 @@ fn token_ids(keys: &JsonKeys<'_>, key: &str) -> Result<Vec<TokenId>, ModelError>
     let wrong = || ModelError::WrongType {
         key: keys.key(key),
         expected: format!("a token id or a list of at most {MAX_END_IDS}"),
-        given: keys.get(key).map(ToString::to_string).unwrap_or_default(),
+        given: keys.get(key).map(|value| shortened(&value.to_string())).unwrap_or_default(),
     };
     match keys.get(key) {
         None => Ok(Vec::new()),

@@ -442,7 +442,7 @@ fn rope_factors(tensor: TensorInfo<'_>) -> Result<Vec<f32>, ModelError> {
 }
 
 fn parse_json(text: &str) -> Result<Value, ModelError> {
-    serde_json::from_str(text).map_err(|error| ModelError::Json { message: error.to_string() })
+    serde_json::from_str(text).map_err(|error| ModelError::json(&error))
 }
 
 /// Reads a text file with a limit; `None` where there is none.

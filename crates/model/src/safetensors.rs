@@ -80,8 +80,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<StoredTensor>, ModelError> {
         .ok()
         .and_then(|length| rest.get(..length))
         .ok_or_else(|| truncated("the header", length, rest.len()))?;
-    let JsonHeader(listed) = serde_json::from_slice(header)
-        .map_err(|error| ModelError::Json { message: format!("in the header: {error}") })?;
+    let JsonHeader(listed) =
+        serde_json::from_slice(header).map_err(|error| ModelError::json(&error))?;
 
     // Both numbers are lengths of parts of `bytes`.
     let data_start = 8 + header.len();

@@ -441,6 +441,79 @@ fn config_json_that_does_not_load() {
 }
 
 #[test]
+fn a_tied_head_ignores_its_stored_copy() {
+    let head = r#""lm_head.weight":{"dtype":"F32","shape":[4,8],"data_offsets":[0,128]}"#;
+    let with_head = |shape: &str| {
+        let copy = safetensors(&format!("{{{}}}", head.replace("[4,8]", shape)), &[0; 128]);
+        let open = |tied: serde_json::Value| {
+            let mut config = config_json();
+            config["tie_word_embeddings"] = tied;
+            let shards = vec![decoder_safetensors(), copy.clone()];
+            let model = ModelFile::from_safetensors_bytes(&config.to_string(), None, shards)?;
+            Ok(model.weights()?.output.is_some())
+        };
+        [json!(true), json!(false), json!(null)].map(open)
+    };
+    let opened = |opened: [Result<bool, mintage_model::ModelError>; 3]| opened.map(Result::ok);
+    assert_eq!(opened(with_head("[4,8]")), [Some(false), Some(true), Some(true)]);
+    assert_eq!(opened(with_head("[8,4]")), [Some(false), None, None]);
+}
+
+#[test]
+fn messages_stay_short_whatever_the_file_says() {
+    let long = "x".repeat(1 << 20);
+    let short = |opened: Result<ModelFile, mintage_model::ModelError>| {
+        let message = opened.unwrap_err().to_string();
+        assert!(message.contains("xxx") && message.len() < 500, "{} bytes", message.len());
+    };
+    let text = Value::Str(long.clone());
+    for key in ["general.architecture", "general.type", "llama.block_count", "general.alignment"] {
+        let gguf = Gguf::decoder("llama").set(key, text.clone());
+        short(ModelFile::from_gguf_bytes(vec![gguf.build()]));
+    }
+    for key in ["model_type", "hidden_size", "architectures", "hidden_act", "eos_token_id"] {
+        let mut config = config_json();
+        config[key] = if key == "architectures" { json!([long]) } else { json!(long) };
+        let shards = vec![decoder_safetensors()];
+        short(ModelFile::from_safetensors_bytes(&config.to_string(), None, shards));
+    }
+    let config = config_json().to_string();
+    for header in [
+        format!(r#"{{"t":{{"{long}":1}}}}"#),
+        format!(r#"{{"t":{{"dtype":"{long}","shape":[1],"data_offsets":[0,4]}}}}"#),
+    ] {
+        let shards = vec![safetensors(&header, &[0; 4])];
+        short(ModelFile::from_safetensors_bytes(&config, None, shards));
+    }
+}
+
+#[test]
+fn a_sliding_window_bounds_the_context() {
+    let key = "llama.attention.sliding_window";
+    for (window, context) in [(0, 64), (16, 16), (100, 64)] {
+        let gguf = Gguf::decoder("llama").set(key, Value::U32(window));
+        let model = ModelFile::from_gguf_bytes(vec![gguf.build()]).unwrap();
+        assert_eq!(model.config().context_length, context);
+    }
+    let open = |changes: serde_json::Value| {
+        let mut config = config_json();
+        for (key, value) in changes.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let shards = vec![decoder_safetensors()];
+        let model = ModelFile::from_safetensors_bytes(&config.to_string(), None, shards).unwrap();
+        model.config().context_length
+    };
+    assert_eq!(open(json!({"sliding_window": 16})), 64);
+    assert_eq!(open(json!({"sliding_window": 16, "use_sliding_window": false})), 64);
+    assert_eq!(open(json!({"sliding_window": 16, "use_sliding_window": true})), 16);
+    let late = json!({"sliding_window": 16, "use_sliding_window": true, "max_window_layers": 1});
+    assert_eq!(open(late), 64);
+    assert_eq!(open(json!({"sliding_window": 16, "layer_types": ["sliding_attention"]})), 16);
+    assert_eq!(open(json!({"sliding_window": 16, "layer_types": ["full_attention"]})), 64);
+}
+
+#[test]
 fn rope_scaling_that_does_not_load() {
     let key = "rope_scaling";
     check_config(key, json!("yarn"), &["rope_scaling", "an object"]);
