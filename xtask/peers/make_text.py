@@ -1,18 +1,17 @@
 #!/usr/bin/env python3
-"""Writes the fixed text of the perplexity comparison: answers of a small open model to prompts.txt.
+"""Appends to the fixed text of the perplexity comparison: answers of a small open model to prompts.txt.
 
 Why a model's own words: they are prose, code and Chinese in one file, they are stable (the file is kept, not the
 run), and nobody else's sentences are copied in. Needs LLAMA_BIN (a folder with llama-server) and MODEL (a GGUF).
-Usage: make_text.py OUT.txt
+Usage: make_text.py OUT.txt COUNT
+The kept file: all 50 prompts to Qwen2.5-Coder-0.5B-Instruct Q4_K_M (Apache-2.0), whose statements are not facts, then
+some of this project's own documents and sources as they once were.
 """
 import json, os, pathlib, subprocess, sys, time, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 PORT = 18471
-INSTRUCTIONS = [
-    "Continue this text at length, without comment:\n\n{}",
-    "Write a long and detailed text or program of at least 600 words that begins like this:\n\n{}",
-]
+INSTRUCTION = "Continue this text at length, without comment:\n\n{}"
 HERE = pathlib.Path(__file__).parent
 
 
@@ -34,9 +33,9 @@ def wait_ready():
 
 
 def answer(job):
-    seed, instruction, prompt = job
+    seed, prompt = job
     reply = post("/v1/chat/completions", {
-        "messages": [{"role": "user", "content": instruction.format(prompt)}],
+        "messages": [{"role": "user", "content": INSTRUCTION.format(prompt)}],
         "temperature": 1.0, "top_p": 0.95, "top_k": 0, "seed": seed, "max_tokens": 700,
     })
     return prompt + "\n" + reply["choices"][0]["message"]["content"].strip() + "\n\n"
@@ -49,11 +48,9 @@ def main():
     try:
         wait_ready()
         prompts = (HERE / "prompts.txt").read_text(encoding="utf-8").splitlines()
-        jobs = [(100 * turn + i, instruction, prompt)
-                for turn, instruction in enumerate(INSTRUCTIONS) for i, prompt in enumerate(prompts)]
-        with ThreadPoolExecutor(4) as pool:
-            texts = list(pool.map(answer, jobs))
-        pathlib.Path(sys.argv[1]).write_text("".join(texts), encoding="utf-8")
+        with ThreadPoolExecutor(4) as pool, open(sys.argv[1], "a", encoding="utf-8") as out:
+            for text in pool.map(answer, list(enumerate(prompts))[: int(sys.argv[2])]):
+                out.write(text)
     finally:
         server.terminate()
 
