@@ -1,4 +1,5 @@
 //! The engine against goldens of an independent implementation, and against itself: the equivalences of a batch.
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod forward_goldens;
 mod forward_invariance;
