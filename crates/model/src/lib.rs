@@ -23,6 +23,7 @@ mod model_file;
 mod rope;
 mod safetensors;
 mod weights;
+mod tokenizer;
 
 pub use decoder::{
     DType, DecoderConfig, DecoderWeights, Family, LayerWeights, RopeConfig, RopeLayout,
@@ -42,3 +43,6 @@ pub use generation::GenerationDefaults;
 pub use gguf::{GgufArray, GgufMetadata, GgufType, GgufValue};
 pub use model_file::{ModelFile, TensorInfo, TextFile};
 pub use scripted::{Script, ScriptEnd, ScriptedEngine};
+pub use tokenizer::{
+    DecodeStream, GgufVocabulary, PreTokenizer, SpecialTokens, TokenKind, Tokenizer, TokenizerError,
+};
