@@ -10,6 +10,7 @@ mod engine;
 mod generate;
 mod scripted;
 
+mod chat;
 mod checks;
 mod config_gguf;
 mod config_json;
@@ -22,9 +23,11 @@ mod mmap;
 mod model_file;
 mod rope;
 mod safetensors;
-mod weights;
+mod text_model;
 mod tokenizer;
+mod weights;
 
+pub use chat::{ChatOptions, ChatTemplate, RenderedPrompt, TemplateError};
 pub use decoder::{
     DType, DecoderConfig, DecoderWeights, Family, LayerWeights, RopeConfig, RopeLayout,
     RopeScaling, TensorView,
@@ -43,6 +46,7 @@ pub use generation::GenerationDefaults;
 pub use gguf::{GgufArray, GgufMetadata, GgufType, GgufValue};
 pub use model_file::{ModelFile, TensorInfo, TextFile};
 pub use scripted::{Script, ScriptEnd, ScriptedEngine};
+pub use text_model::{ChatError, TextModel, TextModelError};
 pub use tokenizer::{
     DecodeStream, GgufVocabulary, PreTokenizer, SpecialTokens, TokenKind, Tokenizer, TokenizerError,
 };
