@@ -1,0 +1,153 @@
+//! What all handlers share, and the table of routes.
+//!
+//! Invariant: everything under `/v1` passes `auth::layer`; what is public is listed by name.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, post};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::task::TaskTracker;
+
+use crate::auth::{self, Access};
+use crate::config::Limits;
+use crate::error::{ApiError, Fault};
+use crate::gateway::Gateway;
+use crate::metrics::Metrics;
+use crate::served::ModelSet;
+use crate::{health, openai, request_id};
+
+/// Where the server stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Requests are welcome.
+    Serving,
+    /// Running requests go on, new ones are refused.
+    Draining,
+    /// Running requests end with an error.
+    Ending,
+}
+
+/// What all handlers share.
+pub(crate) struct App {
+    pub(crate) limits: Limits,
+    pub(crate) access: Access,
+    pub(crate) models: ModelSet,
+    pub(crate) gateway: Gateway,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Streams that nobody reads any more and whose usage is still to come.
+    pub(crate) settling: TaskTracker,
+    pub(crate) phase: watch::Sender<Phase>,
+    requests: Arc<Semaphore>,
+    text: Arc<Semaphore>,
+}
+
+/// A place among the running requests; leaving it makes room.
+pub(crate) struct Admission(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+
+impl App {
+    pub(crate) fn new(
+        limits: Limits,
+        access: Access,
+        models: ModelSet,
+        gateway: Gateway,
+    ) -> Self {
+        let metrics = Arc::new(Metrics::new(models.all()));
+        Self {
+            access,
+            gateway,
+            metrics,
+            settling: TaskTracker::new(),
+            phase: watch::Sender::new(Phase::Serving),
+            requests: Arc::new(Semaphore::new(limits.max_concurrent_requests)),
+            text: Arc::new(Semaphore::new(limits.text_threads.max(1))),
+            models,
+            limits,
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Requests that hold an [`Admission`].
+    pub(crate) fn requests_in_flight(&self) -> usize {
+        self.limits.max_concurrent_requests.saturating_sub(self.requests.available_permits())
+    }
+
+    /// Lets a request in, before its body is read.
+    pub(crate) fn admit(&self) -> Result<Admission, ApiError> {
+        if self.phase() != Phase::Serving {
+            self.metrics.refused("shutting_down");
+            return Err(ApiError::shutting_down());
+        }
+        let permit = Arc::clone(&self.requests).try_acquire_owned().map_err(|_| {
+            self.metrics.refused("concurrency");
+            let limit = self.limits.max_concurrent_requests;
+            let message = format!(
+                "The server is overloaded: {limit} requests are running, the limit is {limit}. Please try again."
+            );
+            ApiError::new(Fault::Overloaded, "overloaded", message)
+        })?;
+        Ok(Admission(permit))
+    }
+
+    /// Runs work on text (parsing, templates, tokenising) away from the threads that serve sockets, a bounded number
+    /// at a time. The work goes on when the client goes away, so it holds its place itself.
+    pub(crate) async fn on_text_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let permit = Arc::clone(&self.text).acquire_owned().await;
+        let permit = permit.map_err(|e| ApiError::internal(format!("text threads closed: {e}")))?;
+        let span = tracing::Span::current();
+        let done = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            span.in_scope(work)
+        });
+        done.await.map_err(|e| ApiError::internal(format!("work on text failed: {e}")))?
+    }
+
+    /// Resolves when running requests must end.
+    pub(crate) async fn ending(mut phase: watch::Receiver<Phase>) {
+        // The sender lives in the same `App`; should it be gone, the server is too.
+        let _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
+    }
+}
+
+/// The table of routes.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let protected = Router::new()
+        .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/completions", post(openai::completions))
+        .route("/v1/models", get(openai::list_models))
+        .route("/v1/models/{*id}", get(openai::get_model))
+        .method_not_allowed_fallback(method_not_allowed)
+        .route_layer(from_fn_with_state(Arc::clone(&app), auth::layer));
+    let public = Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics))
+        .method_not_allowed_fallback(method_not_allowed);
+    protected
+        .merge(public)
+        .fallback(not_found)
+        // Bodies are bounded in `body`, with our own message.
+        .layer(DefaultBodyLimit::disable())
+        .layer(from_fn(request_id::layer))
+        .with_state(app)
+}
+
+async fn not_found() -> ApiError {
+    ApiError::new(Fault::NotFound, "unknown_url", "Unknown request URL. Please check it for typos.")
+}
+
+async fn method_not_allowed() -> ApiError {
+    ApiError::new(
+        Fault::MethodNotAllowed,
+        "method_not_allowed",
+        "This URL exists, but not with this method; see the `allow` header.",
+    )
+}

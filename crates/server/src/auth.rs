@@ -1,0 +1,147 @@
+//! Who asks: decided on the matched route, before any of the body is read.
+//!
+//! With keys, a request to a protected route carries `Authorization: Bearer KEY`. Without keys (loopback only), a
+//! browser on the same machine must not be turned against us: the Host must name the loopback, and so must an Origin.
+//!
+//! Invariant: a handler on a protected route runs only with a [`Caller`] in its request's extensions.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use mintage_ledger::KeyStore;
+
+use crate::app::App;
+use crate::error::{ApiError, Fault};
+
+/// Who may use the server.
+#[derive(Clone, Debug)]
+pub enum Access {
+    /// Holders of a key.
+    Keys(Arc<KeyStore>),
+    /// Everyone who reaches it; loopback addresses only.
+    Open,
+}
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// On whose behalf.
+    pub(crate) tenant: String,
+    /// With which key; safe to log.
+    pub(crate) key_id: String,
+}
+
+/// The layer of protected routes.
+pub(crate) async fn layer(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    match identify(&app.access, request.headers()) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+fn identify(access: &Access, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    match access {
+        Access::Keys(keys) => with_key(keys, headers),
+        Access::Open => {
+            local_only(headers)?;
+            Ok(Caller { tenant: "local".to_owned(), key_id: "none".to_owned() })
+        }
+    }
+}
+
+fn with_key(keys: &KeyStore, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    let refuse = |message: &str, log: &str| ApiError {
+        log: Some(log.to_owned()),
+        ..ApiError::new(Fault::Unauthenticated, "invalid_api_key", message)
+    };
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let Some(value) = values.next() else {
+        return Err(refuse(
+            "You didn't provide an API key. Send it in the header `Authorization: Bearer YOUR_KEY`.",
+            "no key",
+        ));
+    };
+    if values.next().is_some() {
+        return Err(refuse("More than one `Authorization` header.", "two authorization headers"));
+    }
+    let Some(key) = bearer(value) else {
+        return Err(refuse(
+            "The `Authorization` header must read `Bearer YOUR_KEY`.",
+            "no bearer token",
+        ));
+    };
+    let verified = keys
+        .verify(key, now_unix())
+        .map_err(|why| refuse("Incorrect API key provided.", &format!("key refused: {why}")))?;
+    Ok(Caller { tenant: verified.tenant, key_id: verified.id })
+}
+
+fn bearer(value: &HeaderValue) -> Option<&str> {
+    let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+}
+
+/// A web page that resolves its own name to 127.0.0.1 still sends that name as Host, and its address as Origin.
+fn local_only(headers: &HeaderMap) -> Result<(), ApiError> {
+    let host = headers.get(header::HOST).and_then(|v| v.to_str().ok());
+    let origin = headers.get(header::ORIGIN).map(|v| v.to_str().unwrap_or("?"));
+    let origin_host = origin.map(|o| o.split_once("://").map_or(o, |(_, rest)| rest));
+    let named_loopback = host.is_some_and(names_loopback) && headers.get_all(header::HOST).iter().count() == 1;
+    if named_loopback && origin_host.is_none_or(names_loopback) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        Fault::Forbidden,
+        "host_not_allowed",
+        "This server runs without API keys and answers only requests to localhost from localhost.",
+    ))
+}
+
+/// `localhost`, `127.0.0.1` or `[::1]`, with or without a port.
+fn names_loopback(authority: &str) -> bool {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    matches!(host.to_ascii_lowercase().as_str(), "localhost" | "127.0.0.1" | "[::1]")
+}
+
+/// Seconds since 1970.
+pub(crate) fn now_unix() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_without_keys_answers_only_to_its_own_name() {
+        let check = |host: Option<&str>, origin: Option<&str>, allowed: bool| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [(header::HOST, host), (header::ORIGIN, origin)] {
+                if let Some(value) = value {
+                    headers.insert(name, HeaderValue::from_str(value).unwrap());
+                }
+            }
+            assert_eq!(local_only(&headers).is_ok(), allowed, "{host:?} {origin:?}");
+        };
+        check(Some("localhost:8080"), None, true);
+        check(Some("127.0.0.1"), Some("http://localhost:3000"), true);
+        check(Some("[::1]:8080"), None, true);
+        check(None, None, false);
+        check(Some("evil.example"), None, false);
+        check(Some("127.0.0.1.evil.example"), None, false);
+        check(Some("localhost"), Some("https://evil.example"), false);
+        check(Some("localhost"), Some("null"), false);
+        check(Some("localhost/?"), None, false);
+        check(Some("evil@localhost"), None, false);
+    }
+}

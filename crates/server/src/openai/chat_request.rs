@@ -1,0 +1,121 @@
+//! Parse, don't validate: the bytes of `POST /v1/chat/completions` become a [`ChatRequest`] or a refusal.
+
+use serde_json::Value;
+
+use crate::config::Limits;
+use crate::error::ApiError;
+use crate::openai::fields::{Fields, Null, kind, unsupported, wrong_type};
+use crate::openai::messages::{take_messages, take_tools};
+use crate::openai::options::Options;
+
+/// OpenAI's own limit.
+const MAX_TOP_LOGPROBS: i64 = 20;
+
+/// A chat that can be rendered and run.
+#[derive(Clone, Debug)]
+pub(super) struct ChatRequest {
+    pub(super) model: String,
+    pub(super) messages: Vec<Value>,
+    pub(super) tools: Vec<Value>,
+    /// Whether a hybrid model may think, where the request says so.
+    pub(super) enable_thinking: Option<bool>,
+    /// At least 1.
+    pub(super) max_tokens: Option<u32>,
+    /// The name under which the limit was given.
+    pub(super) max_tokens_field: &'static str,
+    /// How many alternatives with each token; `None` reports no log-probabilities.
+    pub(super) logprobs: Option<u8>,
+    pub(super) options: Options,
+}
+
+impl ChatRequest {
+    pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let model = take_model(&mut fields)?;
+        let messages = take_messages(&mut fields)?;
+        let tools = take_tools(&mut fields)?;
+        let newer = fields.count("max_completion_tokens", 1)?;
+        let older = fields.count("max_tokens", 1)?;
+        let max_tokens_field =
+            if newer.is_some() { "max_completion_tokens" } else { "max_tokens" };
+        let request = Self {
+            model,
+            messages,
+            tools,
+            enable_thinking: take_thinking(&mut fields)?,
+            max_tokens: newer.or(older),
+            max_tokens_field,
+            logprobs: take_logprobs(&mut fields)?,
+            options: Options::take(&mut fields, limits)?,
+        };
+        refuse_unsupported(&mut fields)?;
+        fields.finish()?;
+        Ok(request)
+    }
+}
+
+/// The name of the model.
+pub(super) fn take_model(fields: &mut Fields) -> Result<String, ApiError> {
+    match fields.required("model")? {
+        Value::String(name) => Ok(name),
+        other => Err(wrong_type("model", "a string", &other)),
+    }
+}
+
+fn take_logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
+    let wanted = fields.bool("logprobs", Null::Absent)?.unwrap_or(false);
+    let top = fields.integer("top_logprobs", 0..=MAX_TOP_LOGPROBS)?;
+    match (wanted, top) {
+        (true, top) => Ok(Some(u8::try_from(top.unwrap_or(0)).unwrap_or(0))),
+        (false, Some(1..)) => Err(ApiError::field(
+            "top_logprobs",
+            "invalid_value",
+            "`top_logprobs` is only allowed with `logprobs: true`.",
+        )),
+        (false, _) => Ok(None),
+    }
+}
+
+/// `enable_thinking`, at the top or in `chat_template_kwargs`. Nothing else reaches a template from outside.
+fn take_thinking(fields: &mut Fields) -> Result<Option<bool>, ApiError> {
+    let direct = fields.bool("enable_thinking", Null::Absent)?;
+    let Some(value) = fields.take("chat_template_kwargs", Null::Absent) else { return Ok(direct) };
+    let mut kwargs = Fields::object(value, "chat_template_kwargs")?;
+    let nested = kwargs.bool("enable_thinking", Null::Absent)?;
+    kwargs.finish()?;
+    Ok(nested.or(direct))
+}
+
+/// What OpenAI's API can and we cannot yet: refused by name unless it asks for what we do anyway.
+fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
+    if let Some(value) = fields.take("response_format", Null::Refused) {
+        let mut format = Fields::object(value, "response_format")?;
+        let kind = format.string("type", Null::Refused)?;
+        if kind.as_deref() != Some("text") {
+            return Err(unsupported(
+                "response_format",
+                "only `{\"type\":\"text\"}` is supported so far",
+            ));
+        }
+        format.finish()?;
+    }
+    if let Some(value) = fields.take("modalities", Null::Absent) {
+        if value != serde_json::json!(["text"]) {
+            return Err(unsupported("modalities", "only `[\"text\"]` is supported"));
+        }
+    }
+    for (field, expected) in [("reasoning_effort", "a string"), ("verbosity", "a string")] {
+        if let Some(value) = fields.take(field, Null::Absent) {
+            if !value.is_string() {
+                return Err(wrong_type(field, expected, &value));
+            }
+        }
+    }
+    for field in ["audio", "prediction", "moderation", "web_search_options", "prompt_cache_options"] {
+        if let Some(value) = fields.take(field, Null::Absent) {
+            let what = format!("not supported (given: {})", kind(&value));
+            return Err(unsupported(field, &what));
+        }
+    }
+    Ok(())
+}

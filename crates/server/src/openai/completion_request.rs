@@ -1,0 +1,110 @@
+//! Parse, don't validate: the bytes of `POST /v1/completions` become a [`CompletionRequest`] or a refusal.
+
+use mintage_model::TokenId;
+use serde_json::Value;
+
+use crate::config::Limits;
+use crate::error::ApiError;
+use crate::openai::chat_request::take_model;
+use crate::openai::fields::{Fields, Null, unsupported, wrong_type};
+use crate::openai::options::{Options, token_id};
+
+/// OpenAI's own default.
+const DEFAULT_MAX_TOKENS: u32 = 16;
+/// OpenAI's own limit.
+const MAX_LOGPROBS: i64 = 5;
+
+/// One prompt, as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Prompt {
+    Text(String),
+    Tokens(Vec<TokenId>),
+}
+
+/// Prompts that can be tokenised and continued.
+#[derive(Clone, Debug)]
+pub(super) struct CompletionRequest {
+    pub(super) model: String,
+    /// At least one; times `n` at most the limit of choices.
+    pub(super) prompts: Vec<Prompt>,
+    pub(super) echo: bool,
+    /// 0 is allowed: then only the prompt is computed.
+    pub(super) max_tokens: u32,
+    pub(super) logprobs: Option<u8>,
+    pub(super) options: Options,
+}
+
+impl CompletionRequest {
+    pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let model = take_model(&mut fields)?;
+        let prompts = prompts(fields.required("prompt")?)?;
+        let options = Options::take(&mut fields, limits)?;
+        let choices = prompts.len().saturating_mul(options.n as usize);
+        if choices > limits.max_choices {
+            let message = format!(
+                "`prompt` holds {} prompts and `n` is {}: a request has at most {} choices, not {choices}.",
+                prompts.len(),
+                options.n,
+                limits.max_choices
+            );
+            return Err(ApiError::field("prompt", "invalid_value", message));
+        }
+        let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?;
+        let request = Self {
+            model,
+            prompts,
+            echo: fields.bool("echo", Null::Absent)?.unwrap_or(false),
+            max_tokens: fields.count("max_tokens", 0)?.unwrap_or(DEFAULT_MAX_TOKENS),
+            logprobs: logprobs.and_then(|n| u8::try_from(n).ok()),
+            options,
+        };
+        refuse_unsupported(&mut fields, request.options.n)?;
+        fields.finish()?;
+        Ok(request)
+    }
+}
+
+fn refuse_unsupported(fields: &mut Fields, n: u32) -> Result<(), ApiError> {
+    let best_of = fields.integer("best_of", 0..=20)?;
+    if best_of.is_some_and(|best| best != i64::from(n)) {
+        return Err(unsupported("best_of", "not supported; leave it out or set it to `n`"));
+    }
+    match fields.string("suffix", Null::Absent)?.as_deref() {
+        None | Some("") => Ok(()),
+        Some(_) => Err(unsupported(
+            "suffix",
+            "not supported yet; write the model's own fill-in-the-middle tokens into `prompt`",
+        )),
+    }
+}
+
+/// A text, several, tokens, or several lists of tokens.
+fn prompts(value: Value) -> Result<Vec<Prompt>, ApiError> {
+    let values = match value {
+        Value::String(text) => return Ok(vec![Prompt::Text(text)]),
+        Value::Array(values) if values.is_empty() => {
+            let message = "`prompt` must hold at least one prompt or token, not 0.";
+            return Err(ApiError::field("prompt", "invalid_value", message));
+        }
+        Value::Array(values) => values,
+        other => return Err(wrong_type("prompt", "a string or an array", &other)),
+    };
+    if values.first().is_some_and(Value::is_number) {
+        return Ok(vec![Prompt::Tokens(tokens("prompt", &values)?)]);
+    }
+    values.into_iter().enumerate().map(|(i, value)| prompt(i, value)).collect()
+}
+
+fn prompt(index: usize, value: Value) -> Result<Prompt, ApiError> {
+    let name = format!("prompt[{index}]");
+    match value {
+        Value::String(text) => Ok(Prompt::Text(text)),
+        Value::Array(ids) => Ok(Prompt::Tokens(tokens(&name, &ids)?)),
+        other => Err(wrong_type(&name, "a string or an array of token ids", &other)),
+    }
+}
+
+fn tokens(name: &str, values: &[Value]) -> Result<Vec<TokenId>, ApiError> {
+    values.iter().enumerate().map(|(i, value)| token_id(&format!("{name}[{i}]"), value)).collect()
+}

@@ -1,0 +1,214 @@
+//! Taking typed fields out of a JSON object: each refusal names the field, what it must be and what was given.
+//!
+//! Invariant: after [`Fields::finish`] every field of the object was looked at.
+
+use std::ops::RangeInclusive;
+
+use serde_json::{Map, Value};
+
+use crate::error::{ApiError, Fault};
+
+/// How much of a refused value is repeated to the client.
+const SHOWN_CHARS: usize = 60;
+
+/// The fields of one object that were not taken yet.
+pub(super) struct Fields {
+    map: Map<String, Value>,
+    /// `messages[3].`, or empty at the top.
+    path: String,
+}
+
+/// Whether `null` means absent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Null {
+    Absent,
+    Refused,
+}
+
+impl Fields {
+    /// The top of a request's body.
+    pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let value: Value = serde_json::from_slice(body).map_err(|error| {
+            let message = format!(
+                "The request's body is not valid JSON (at most 128 levels deep): {error}."
+            );
+            ApiError::new(Fault::Invalid, "invalid_json", message)
+        })?;
+        match value {
+            Value::Object(map) => Ok(Self { map, path: String::new() }),
+            other => {
+                let message =
+                    format!("The request's body must be a JSON object, not {}.", kind(&other));
+                Err(ApiError::new(Fault::Invalid, "invalid_type", message))
+            }
+        }
+    }
+
+    /// An object inside the body.
+    pub(super) fn object(value: Value, path: &str) -> Result<Self, ApiError> {
+        match value {
+            Value::Object(map) => Ok(Self { map, path: format!("{path}.") }),
+            other => Err(wrong_type(path, "an object", &other)),
+        }
+    }
+
+    pub(super) fn name(&self, field: &str) -> String {
+        format!("{}{field}", self.path)
+    }
+
+    /// The field as it stands.
+    pub(super) fn take(&mut self, field: &str, null: Null) -> Option<Value> {
+        self.map
+            .shift_remove(field)
+            .filter(|value| !(value.is_null() && null == Null::Absent))
+    }
+
+    pub(super) fn required(&mut self, field: &str) -> Result<Value, ApiError> {
+        self.take(field, Null::Refused).ok_or_else(|| {
+            let name = self.name(field);
+            let message = format!("`{name}` is missing.");
+            ApiError::field(name, "missing_required_parameter", message)
+        })
+    }
+
+    pub(super) fn bool(&mut self, field: &str, null: Null) -> Result<Option<bool>, ApiError> {
+        self.typed(field, null, "a boolean", |v| v.as_bool())
+    }
+
+    pub(super) fn string(&mut self, field: &str, null: Null) -> Result<Option<String>, ApiError> {
+        self.typed(field, null, "a string", |v| v.as_str().map(str::to_owned))
+    }
+
+    pub(super) fn array(
+        &mut self,
+        field: &str,
+        null: Null,
+    ) -> Result<Option<Vec<Value>>, ApiError> {
+        match self.take(field, null) {
+            None => Ok(None),
+            Some(Value::Array(values)) => Ok(Some(values)),
+            Some(other) => Err(wrong_type(&self.name(field), "an array", &other)),
+        }
+    }
+
+    pub(super) fn integer(
+        &mut self,
+        field: &str,
+        range: RangeInclusive<i64>,
+    ) -> Result<Option<i64>, ApiError> {
+        let Some(value) = self.take(field, Null::Absent) else { return Ok(None) };
+        integer(&self.name(field), &value, range).map(Some)
+    }
+
+    /// An integer that fits `u32`, from `least` on.
+    pub(super) fn count(&mut self, field: &str, least: u32) -> Result<Option<u32>, ApiError> {
+        let given = self.integer(field, i64::from(least)..=i64::from(u32::MAX))?;
+        Ok(given.and_then(|n| u32::try_from(n).ok()))
+    }
+
+    pub(super) fn number(
+        &mut self,
+        field: &str,
+        range: RangeInclusive<f64>,
+    ) -> Result<Option<f32>, ApiError> {
+        let Some(value) = self.take(field, Null::Absent) else { return Ok(None) };
+        number(&self.name(field), &value, range).map(Some)
+    }
+
+    /// Everything that means something was taken: what is left is unknown.
+    pub(super) fn finish(self) -> Result<(), ApiError> {
+        let Some(field) = self.map.keys().next() else { return Ok(()) };
+        let name = shortened(&self.name(field));
+        let message = format!("Unknown parameter: `{name}`.");
+        Err(ApiError::field(name, "unknown_parameter", message))
+    }
+
+    /// What is left is of no interest.
+    pub(super) fn ignore_rest(self) {}
+
+    fn typed<T>(
+        &mut self,
+        field: &str,
+        null: Null,
+        expected: &str,
+        convert: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, ApiError> {
+        let Some(value) = self.take(field, null) else { return Ok(None) };
+        match convert(&value) {
+            Some(converted) => Ok(Some(converted)),
+            None => Err(wrong_type(&self.name(field), expected, &value)),
+        }
+    }
+}
+
+pub(super) fn integer(
+    name: &str,
+    value: &Value,
+    range: RangeInclusive<i64>,
+) -> Result<i64, ApiError> {
+    let expected = match (*range.start(), *range.end()) {
+        (i64::MIN, i64::MAX) => "an integer of 64 bits".to_owned(),
+        (least, most) => format!("an integer from {least} to {most}"),
+    };
+    let given = match value {
+        Value::Number(number) if !number.is_f64() => number.as_i64(),
+        other => return Err(wrong_type(name, &expected, other)),
+    };
+    given.filter(|n| range.contains(n)).ok_or_else(|| wrong_value(name, &expected, value))
+}
+
+pub(super) fn number(
+    name: &str,
+    value: &Value,
+    range: RangeInclusive<f64>,
+) -> Result<f32, ApiError> {
+    let expected = format!("a number from {} to {}", range.start(), range.end());
+    let given = value.as_f64().ok_or_else(|| wrong_type(name, &expected, value))?;
+    if !range.contains(&given) {
+        return Err(wrong_value(name, &expected, value));
+    }
+    // Rounding to f32 may not leave the range, because its ends are exact in f32.
+    Ok(given as f32)
+}
+
+pub(super) fn wrong_type(name: &str, expected: &str, given: &Value) -> ApiError {
+    let message = format!("`{name}` must be {expected}, not {}.", kind(given));
+    ApiError::field(name, "invalid_type", message)
+}
+
+pub(super) fn wrong_value(name: &str, expected: &str, given: &Value) -> ApiError {
+    let message = format!("`{name}` must be {expected}, not {}.", shown(given));
+    ApiError::field(name, "invalid_value", message)
+}
+
+/// A thing that OpenAI's API has and we have not.
+pub(super) fn unsupported(name: &str, what: &str) -> ApiError {
+    ApiError::field(name, "unsupported_parameter", format!("`{name}`: {what}."))
+}
+
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(number) if number.is_f64() => "a decimal number",
+        Value::Number(_) => "an integer",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// Scalars as they stand, the rest by kind.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::Number(_) | Value::Bool(_) | Value::String(_) => shortened(&value.to_string()),
+        other => kind(other).to_owned(),
+    }
+}
+
+pub(super) fn shortened(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,216 @@
+//! From a parsed request to running choices: find the model, check the context, submit every choice.
+//!
+//! Not here: text to tokens (the endpoints' business) and the wire format.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::extract::Request;
+use futures_core::Stream;
+use futures_util::stream::SelectAll;
+use mintage_model::{GenerateRequest, Priority, SubmitError, TokenId};
+use tokio::sync::watch;
+
+use crate::answer::{Choice, ChoiceOptions, Piece};
+use crate::app::{Admission, App, Phase};
+use crate::auth::Caller;
+use crate::body::read_json;
+use crate::error::{ApiError, Fault};
+use crate::metered::{Meter, RequestFacts};
+use crate::openai::fields::shortened;
+use crate::openai::options::{Options, choice_seed};
+use crate::request_id::{RequestId, random_hex};
+use crate::served::{ModelSet, ServedModel};
+
+/// A request for tokens before its body was understood.
+pub(super) struct Incoming {
+    pub(super) admission: Admission,
+    pub(super) caller: Caller,
+    pub(super) request_id: String,
+    pub(super) arrival: Instant,
+    pub(super) body: axum::body::Bytes,
+}
+
+impl Incoming {
+    /// Lets the request in and reads its body.
+    pub(super) async fn read(app: &App, request: Request) -> Result<Self, ApiError> {
+        let arrival = Instant::now();
+        let admission = app.admit()?;
+        let (parts, body) = request.into_parts();
+        // The auth layer put it there; without it nothing runs.
+        let caller = parts.extensions.get::<Caller>().cloned().ok_or_else(|| {
+            ApiError::internal("a protected handler ran without a caller")
+        })?;
+        let request_id = parts.extensions.get::<RequestId>().map(|id| id.0.clone());
+        let limits = &app.limits;
+        let body =
+            read_json(&parts.headers, body, limits.max_body_bytes, limits.body_timeout).await?;
+        let request_id = request_id.unwrap_or_default();
+        Ok(Self { admission, caller, request_id, arrival, body })
+    }
+}
+
+/// The model of this name.
+pub(super) fn find_model(models: &ModelSet, name: &str) -> Result<Arc<ServedModel>, ApiError> {
+    models.get(name).cloned().ok_or_else(|| {
+        let message = format!("The model `{}` does not exist.", shortened(name));
+        let error = ApiError::new(Fault::NotFound, "model_not_found", message);
+        ApiError { param: Some("model".to_owned()), ..error }
+    })
+}
+
+/// What is to be computed.
+pub(super) struct Job {
+    pub(super) model: Arc<ServedModel>,
+    /// Each continued `options.n` times.
+    pub(super) prompts: Vec<Arc<[TokenId]>>,
+    /// Tokens that end a choice.
+    pub(super) stop_token_ids: Arc<[TokenId]>,
+    /// `None`: as many as fit.
+    pub(super) max_tokens: Option<u32>,
+    /// For refusals.
+    pub(super) max_tokens_field: &'static str,
+    pub(super) logprobs: Option<u8>,
+    pub(super) prompt_logprobs: Option<u8>,
+    pub(super) options: Options,
+}
+
+impl Job {
+    /// The tokens that end a choice: the model's, unless ignored, and the request's.
+    pub(super) fn stop_tokens(model: &ServedModel, options: &Options) -> Arc<[TokenId]> {
+        let mut ids = options.stop_token_ids.clone();
+        if !options.ignore_eos {
+            ids.extend(&model.defaults.eos);
+            ids.extend(model.text.end_of_turn_ids().iter());
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into()
+    }
+
+    /// How many tokens may follow a prompt of this length.
+    fn max_new_tokens(&self, app: &App, prompt_tokens: usize) -> Result<u32, ApiError> {
+        let context_length = self.model.engine.info().context_length;
+        let prompt_tokens = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
+        let room = context_length.saturating_sub(prompt_tokens);
+        let cap = app.limits.max_output_tokens.unwrap_or(u32::MAX);
+        match self.max_tokens {
+            Some(0) if prompt_tokens <= context_length => Ok(0),
+            Some(asked) if asked > cap => {
+                let field = self.max_tokens_field;
+                let message = format!("`{field}` is limited to {cap} by the server, not {asked}.");
+                Err(ApiError::field(field, "invalid_value", message))
+            }
+            Some(asked) if asked <= room => Ok(asked),
+            Some(asked) => {
+                let param = Some(self.max_tokens_field);
+                Err(ApiError::context(param, prompt_tokens, Some(asked), context_length))
+            }
+            None if room == 0 => {
+                Err(ApiError::context(None, prompt_tokens, None, context_length))
+            }
+            None => Ok(room.min(cap)),
+        }
+    }
+
+    /// Submits all choices; if one is refused, those already taken are cancelled (and settled) by being dropped.
+    pub(super) fn submit(
+        &self,
+        app: &App,
+        incoming: &Incoming,
+        response_id: &str,
+    ) -> Result<Choices, ApiError> {
+        let metrics = app.metrics.of(&self.model);
+        let metrics = metrics.ok_or_else(|| ApiError::internal("a model without metrics"))?;
+        let facts = RequestFacts {
+            request_id: incoming.request_id.clone(),
+            response_id: response_id.to_owned(),
+            tenant: incoming.caller.tenant.clone(),
+            key_id: incoming.caller.key_id.clone(),
+            model: self.model.name.clone(),
+            arrival: incoming.arrival,
+            streamed: self.options.stream,
+        };
+        let meter = Meter::new(facts, metrics, app.settling.clone());
+        let options = ChoiceOptions {
+            stops: self.options.stops.clone(),
+            stop_token_ids: Arc::clone(&self.stop_token_ids),
+            wants_entries: self.logprobs.is_some() || self.options.return_token_ids,
+            request_timeout_s: app.limits.request_timeout.as_secs(),
+        };
+        let base = self.base_request(app, incoming)?;
+        let mut all = SelectAll::new();
+        let mut index = 0;
+        for prompt in &self.prompts {
+            let max_new_tokens = self.max_new_tokens(app, prompt.len())?;
+            for _ in 0..self.options.n {
+                let mut request = base.clone();
+                request.request_id = format!("{response_id}-{index}");
+                request.prompt = Arc::clone(prompt);
+                request.max_new_tokens = max_new_tokens;
+                request.sampling.seed = choice_seed(base.sampling.seed, index);
+                let events = meter.submit(self.model.engine.as_ref(), request).map_err(|error| {
+                    if matches!(error, SubmitError::QueueFull { .. }) {
+                        app.metrics.refused("queue_full");
+                    }
+                    ApiError::refused(error)
+                })?;
+                let text_model = Arc::clone(&self.model.text);
+                all.push(Choice::new(index, text_model, events, options.clone()));
+                index += 1;
+            }
+        }
+        Ok(Choices { all, ending: app.phase.subscribe() })
+    }
+
+    /// What all choices share.
+    fn base_request(&self, app: &App, incoming: &Incoming) -> Result<GenerateRequest, ApiError> {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random)
+            .map_err(|e| ApiError::internal(format!("no random numbers: {e}")))?;
+        let random = u64::from_le_bytes(random);
+        let tenant = &incoming.caller.tenant;
+        Ok(GenerateRequest {
+            request_id: String::new(),
+            prompt: Arc::from([]),
+            max_new_tokens: 0,
+            sampling: self.options.sampling(&self.model.defaults, random),
+            stop_token_ids: Arc::clone(&self.stop_token_ids),
+            logprobs: self.logprobs,
+            prompt_logprobs: self.prompt_logprobs,
+            cache_domain: app.gateway.cache_domain(tenant),
+            tenant: app.gateway.fair_share(tenant),
+            priority: Priority::Online,
+            deadline: Some(incoming.arrival + app.limits.request_timeout),
+        })
+    }
+}
+
+/// The running choices of one request, as one stream of pieces.
+pub(super) struct Choices {
+    all: SelectAll<Choice>,
+    ending: watch::Receiver<Phase>,
+}
+
+impl Choices {
+    /// The next piece of any choice; `None` after all have ended; an error when the server must end the request.
+    /// Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Option<Result<(u32, Piece), ApiError>> {
+        let all = &mut self.all;
+        let piece = std::future::poll_fn(|cx: &mut Context<'_>| -> Poll<Option<(u32, Piece)>> {
+            Pin::new(&mut *all).poll_next(cx)
+        });
+        tokio::select! {
+            biased;
+            piece = piece => piece.map(Ok),
+            () = App::ending(self.ending.clone()) => Some(Err(ApiError::shutting_down())),
+        }
+    }
+}
+
+/// `chatcmpl-…`, `cmpl-…`: unique, whatever request id the client chose.
+pub(super) fn response_id(prefix: &str) -> String {
+    format!("{prefix}-{}", random_hex())
+}

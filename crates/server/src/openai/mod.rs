@@ -1,0 +1,28 @@
+//! OpenAI's dialect: its requests become valid ones, its answers and streams are written.
+//!
+//! Decided once for all endpoints:
+//! - A field that OpenAI's document does not know, and that is none of our documented extensions, is refused
+//!   (`unknown_parameter`), as OpenAI does: a misspelt limit must not be ignored.
+//! - `null` means absent where the document says nullable; elsewhere it is a wrong type.
+//! - Wrong types and values out of range are refused, each with the field, the limit and the value.
+//! - What we cannot do yet (`response_format` with a schema, images, `tool_choice: "required"` …) is refused by name,
+//!   never silently ignored. What changes nothing here (`user`, `store`, `metadata` …) is checked and ignored.
+//! - Extensions, named as vLLM names them: `top_k`, `min_p`, `typical_p`, `repetition_penalty`, `stop_token_ids`,
+//!   `ignore_eos`, `return_token_ids`, and `enable_thinking` (also inside `chat_template_kwargs`).
+
+mod chat;
+mod chat_request;
+mod completion_request;
+mod completions;
+mod fields;
+mod generate;
+mod messages;
+mod models;
+mod options;
+mod prompt;
+mod usage;
+mod wire;
+
+pub(crate) use chat::chat;
+pub(crate) use completions::completions;
+pub(crate) use models::{get_model, list_models};

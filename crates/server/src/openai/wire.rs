@@ -1,0 +1,184 @@
+//! The JSON of answers and stream events, as OpenAI's document has it; extensions are named as vLLM names them.
+
+use mintage_model::{SampledToken, TextModel, TokenId};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::answer::{EndReason, TokenEntry};
+
+/// Names the program that answered.
+pub(super) const FINGERPRINT: &str = concat!("mintage-", env!("CARGO_PKG_VERSION"));
+
+/// What every answer and every event begins with.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Head {
+    pub(super) id: String,
+    pub(super) object: &'static str,
+    pub(super) created: u64,
+    pub(super) model: String,
+    pub(super) system_fingerprint: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
+pub(super) struct UsageBody {
+    pub(super) prompt_tokens: u32,
+    pub(super) completion_tokens: u32,
+    pub(super) total_tokens: u32,
+    pub(super) prompt_tokens_details: PromptDetails,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
+pub(super) struct PromptDetails {
+    pub(super) cached_tokens: u32,
+}
+
+/// An answer or an event: head, choices, usage.
+#[derive(Serialize)]
+pub(super) struct Reply<'a, C: Serialize> {
+    #[serde(flatten)]
+    pub(super) head: &'a Head,
+    pub(super) choices: &'a [C],
+    /// Present as `null` in the events before the last where usage is streamed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usage: Option<Option<UsageBody>>,
+    /// Of a chat, where token ids are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) prompt_token_ids: Option<&'a [TokenId]>,
+}
+
+#[derive(Serialize)]
+pub(super) struct ChatChoice {
+    pub(super) index: u32,
+    pub(super) message: ChatMessage,
+    pub(super) logprobs: Option<ChatLogprobs>,
+    pub(super) finish_reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) token_ids: Option<Vec<TokenId>>,
+}
+
+#[derive(Serialize)]
+pub(super) struct ChatMessage {
+    pub(super) role: &'static str,
+    pub(super) content: String,
+    pub(super) refusal: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(super) struct ChatChunkChoice {
+    pub(super) index: u32,
+    pub(super) delta: Delta,
+    pub(super) logprobs: Option<ChatLogprobs>,
+    pub(super) finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) token_ids: Option<Vec<TokenId>>,
+}
+
+#[derive(Default, Serialize)]
+pub(super) struct Delta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) content: Option<String>,
+}
+
+#[derive(Default, Serialize)]
+pub(super) struct ChatLogprobs {
+    pub(super) content: Vec<ChatLogprob>,
+    pub(super) refusal: Option<Vec<ChatLogprob>>,
+}
+
+#[derive(Serialize)]
+pub(super) struct ChatLogprob {
+    #[serde(flatten)]
+    pub(super) token: TokenText,
+    pub(super) top_logprobs: Vec<TokenText>,
+}
+
+#[derive(Serialize)]
+pub(super) struct TokenText {
+    pub(super) token: String,
+    pub(super) logprob: f32,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// A choice of a plain completion, in an answer or in an event.
+#[derive(Serialize)]
+pub(super) struct TextChoice {
+    pub(super) index: u32,
+    pub(super) text: String,
+    pub(super) logprobs: Option<TextLogprobs>,
+    pub(super) finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) token_ids: Option<Vec<TokenId>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) prompt_token_ids: Option<Vec<TokenId>>,
+}
+
+/// The log-probabilities of a plain completion: parallel lists.
+#[derive(Default, Serialize)]
+pub(super) struct TextLogprobs {
+    pub(super) tokens: Vec<String>,
+    pub(super) token_logprobs: Vec<Option<f32>>,
+    pub(super) top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// In characters.
+    pub(super) text_offset: Vec<usize>,
+}
+
+pub(super) fn finish_reason(end: EndReason) -> &'static str {
+    match end {
+        EndReason::Stop => "stop",
+        EndReason::Length => "length",
+    }
+}
+
+/// JSON knows no infinities: a token the model holds impossible gets OpenAI's stand-in.
+pub(super) fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() { logprob } else { -9999.0 }
+}
+
+pub(super) fn token_text(text: &TextModel, id: TokenId, logprob: f32) -> TokenText {
+    let bytes = text.tokenizer().token_bytes(id).unwrap_or(&[]).to_vec();
+    let token = String::from_utf8_lossy(&bytes).into_owned();
+    TokenText { token, logprob: finite(logprob), bytes }
+}
+
+/// The entries of visible tokens; the one that ended the answer is none.
+pub(super) fn chat_logprobs(text: &TextModel, entries: &[TokenEntry]) -> ChatLogprobs {
+    let visible = entries.iter().filter(|entry| !entry.is_stop);
+    let content = visible.map(|entry| ChatLogprob {
+        token: token_text(text, entry.token.id, entry.token.logprob.unwrap_or(f32::NEG_INFINITY)),
+        top_logprobs: entry.token.top.iter().map(|t| token_text(text, t.id, t.logprob)).collect(),
+    });
+    ChatLogprobs { content: content.collect(), refusal: None }
+}
+
+impl TextLogprobs {
+    pub(super) fn push(&mut self, text: &TextModel, token: &SampledToken, offset: usize) {
+        let name = |id| {
+            String::from_utf8_lossy(text.tokenizer().token_bytes(id).unwrap_or(&[])).into_owned()
+        };
+        self.tokens.push(name(token.id));
+        self.token_logprobs.push(token.logprob.map(finite));
+        self.text_offset.push(offset);
+        // The first token of a prompt has no probability, and no alternatives.
+        self.top_logprobs.push(token.logprob.map(|logprob| {
+            let mut top = Map::new();
+            for alternative in &token.top {
+                top.entry(name(alternative.id)).or_insert_with(|| finite(alternative.logprob).into());
+            }
+            top.entry(name(token.id)).or_insert_with(|| finite(logprob).into());
+            top
+        }));
+    }
+
+    /// Appends the tokens of an answer that begins `offset` characters into the text.
+    pub(super) fn extend(&mut self, text: &TextModel, entries: &[TokenEntry], offset: usize) {
+        for entry in entries.iter().filter(|entry| !entry.is_stop) {
+            self.push(text, &entry.token, offset + entry.start_char);
+        }
+    }
+}
+
+pub(super) fn token_ids(entries: &[TokenEntry]) -> Vec<TokenId> {
+    entries.iter().map(|entry| entry.token.id).collect()
+}

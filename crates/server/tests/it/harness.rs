@@ -1,0 +1,305 @@
+//! A running server with a scripted engine, and a client that sees every byte.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mintage_ledger::KeyStore;
+use mintage_model::{
+    Engine, EngineInfo, GenerateRequest, GenerationDefaults, Script, ScriptedEngine, SubmitError,
+    GgufVocabulary, TextModel, Tokenizer,
+};
+use mintage_server::{Access, Server, ServerConfig, ServedModel};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+/// Longer than any test should take.
+const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const MODEL: &str = "scripted";
+pub(crate) const END: u32 = 257;
+pub(crate) const CONTEXT: u32 = 512;
+pub(crate) const VOCAB: u32 = 259;
+
+/// A server, its engine and its key.
+pub(crate) struct House {
+    pub(crate) address: SocketAddr,
+    pub(crate) key: String,
+    pub(crate) engine: Arc<ScriptedEngine>,
+    pub(crate) keys: Arc<KeyStore>,
+    shutdown: Option<oneshot::Sender<()>>,
+    running: tokio::task::JoinHandle<()>,
+    _folder: tempfile::TempDir,
+}
+
+/// An answer, taken apart.
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    /// Name (lower case) and value, in order.
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
+    /// Whether a chunked body was complete.
+    pub(crate) complete: bool,
+}
+
+/// A script that says `text`, then ends the turn.
+pub(crate) fn says(text: &str) -> Script {
+    Script { tokens: text.bytes().map(u32::from).chain([END]).collect(), ..Script::default() }
+}
+
+pub(crate) async fn start(script: Script) -> House {
+    start_with(|_| {}, move |_| Ok(script.clone())).await
+}
+
+pub(crate) async fn start_with(
+    change: impl FnOnce(&mut ServerConfig),
+    respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
+) -> House {
+    let mut config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
+    change(&mut config);
+    let folder = tempfile::tempdir().unwrap();
+    let keys = Arc::new(KeyStore::open(folder.path()).unwrap());
+    let key = keys.create("test", "acme", 0, None).unwrap();
+    let info =
+        EngineInfo { model: MODEL.to_owned(), context_length: CONTEXT, vocab_size: VOCAB };
+    let engine = Arc::new(ScriptedEngine::new(info, 8, respond));
+    let model = ServedModel {
+        name: MODEL.to_owned(),
+        aliases: vec!["org/alias".to_owned()],
+        engine: Arc::clone(&engine) as Arc<dyn Engine>,
+        text: Arc::new(text_model()),
+        created_unix: 1_700_000_000,
+        defaults: GenerationDefaults { eos: vec![END], ..GenerationDefaults::default() },
+    };
+    let server = Server::bind(config, vec![model], Access::Keys(Arc::clone(&keys))).unwrap();
+    let address = server.local_addr();
+    let (shutdown, signal) = oneshot::channel();
+    let running = tokio::spawn(server.run(async {
+        let _ = signal.await;
+    }));
+    House {
+        address,
+        key: key.secret.expose().to_owned(),
+        engine,
+        keys,
+        shutdown: Some(shutdown),
+        running,
+        _folder: folder,
+    }
+}
+
+/// What chats look like here: a smaller cousin of Qwen's.
+const TEMPLATE: &str = "{% if tools %}<|im_start|>tools{% for tool in tools %} {{ tool | tojson }}{% endfor %}<|im_end|>{% endif %}\
+    {% for m in messages %}<|im_start|>{{ m.role }}{% if m.name %}({{ m.name }}){% endif %} {{ m.content }}\
+    {% for call in m.tool_calls or [] %}[{{ call.function.name }} {{ call.function.arguments | tojson }}]{% endfor %}\
+    <|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}\
+    {% if enable_thinking is false %}(no thinking){% endif %}";
+
+/// A vocabulary of single bytes: the ids of a text are its bytes.
+pub(crate) fn text_model() -> TextModel {
+    let mut tokens: Vec<String> = (0..=255).map(|byte| byte_char(byte).to_string()).collect();
+    tokens.extend(["<|im_start|>", "<|im_end|>", "<|endoftext|>"].map(str::to_owned));
+    let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
+    let token_types: Vec<i32> = (0..VOCAB).map(|id| if id < 256 { 1 } else { 3 }).collect();
+    let vocabulary = GgufVocabulary {
+        model: "gpt2",
+        pre: "qwen2",
+        tokens: &tokens,
+        token_types: &token_types,
+        merges: &[],
+        bos_token_id: None,
+        eos_token_id: Some(END),
+        add_bos_token: Some(false),
+    };
+    let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
+    TextModel::new(tokenizer, Some(TEMPLATE), &[END]).unwrap()
+}
+
+/// GPT-2's way to write bytes as visible characters: those that are not visible follow from U+0100 on.
+fn byte_char(byte: u8) -> char {
+    let visible = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    if visible(byte) {
+        return char::from(byte);
+    }
+    let rank = (0..byte).filter(|b| !visible(*b)).count() as u32;
+    char::from_u32(256 + rank).unwrap()
+}
+
+impl House {
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        self.send(&self.request("GET", path, "")).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Reply {
+        self.post_text(path, &body.to_string()).await
+    }
+
+    pub(crate) async fn post_text(&self, path: &str, body: &str) -> Reply {
+        self.send(&self.request("POST", path, body)).await
+    }
+
+    pub(crate) async fn chat(&self, body: Value) -> Reply {
+        self.post("/v1/chat/completions", with_model(body)).await
+    }
+
+    pub(crate) async fn complete(&self, body: Value) -> Reply {
+        self.post("/v1/completions", with_model(body)).await
+    }
+
+    /// A whole request that closes the connection.
+    pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> String {
+        format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            self.key,
+            body.len()
+        )
+    }
+
+    /// Sends bytes and reads to the end.
+    pub(crate) async fn send(&self, request: &str) -> Reply {
+        let bytes = self.exchange(request.as_bytes()).await;
+        Reply::parse(&bytes)
+    }
+
+    pub(crate) async fn exchange(&self, request: &[u8]) -> Vec<u8> {
+        let mut socket = self.connect().await;
+        // A server that refuses early may close before all is written.
+        let _ = socket.write_all(request).await;
+        let mut bytes = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut bytes)).await;
+        // A reset after the answer is an end, too.
+        let _ = read.expect("the server answers and closes");
+        bytes
+    }
+
+    pub(crate) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// Begins the drain.
+    pub(crate) fn stop(&mut self) {
+        self.shutdown.take().unwrap().send(()).unwrap();
+    }
+
+    /// Waits for the server to be gone.
+    pub(crate) async fn gone(self) {
+        tokio::time::timeout(PATIENCE, self.running).await.expect("the server ends").unwrap();
+    }
+
+    /// Waits until `count` requests to the engine have ended.
+    pub(crate) async fn finished(&self, count: usize) -> Vec<mintage_model::Finish> {
+        let wait = async {
+            while self.engine.finished().len() < count {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("the engine ends its requests");
+        self.engine.finished().into_iter().map(|(_, finish)| finish).collect()
+    }
+
+    /// Waits until a page of metrics holds this line.
+    pub(crate) async fn metric(&self, line: &str) {
+        let wait = async {
+            while !self.get("/metrics").await.body.lines().any(|l| l == line) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(5), wait).await.is_err() {
+            panic!("no line `{line}` in\n{}", self.get("/metrics").await.body);
+        }
+    }
+}
+
+/// Adds the model's name and, for chats, a message, unless they are there.
+fn with_model(mut body: Value) -> Value {
+    let map = body.as_object_mut().unwrap();
+    map.entry("model").or_insert_with(|| MODEL.into());
+    if !map.contains_key("prompt") {
+        map.entry("messages")
+            .or_insert_with(|| serde_json::json!([{"role": "user", "content": "Hi"}]));
+    }
+    body
+}
+
+impl Reply {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(bytes);
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|l| l.split(' ').nth(1)?.parse().ok()).unwrap_or(0);
+        let headers: Vec<(String, String)> = lines
+            .filter_map(|l| l.split_once(':'))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        let chunked = headers.iter().any(|(n, v)| n == "transfer-encoding" && v == "chunked");
+        let (body, complete) = if chunked { unchunk(body) } else { (body.to_owned(), true) };
+        Self { status, headers, body, complete }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
+    }
+
+    /// The data of the events, checking their form to the byte.
+    pub(crate) fn events(&self) -> Vec<String> {
+        assert_eq!(self.header("content-type"), Some("text/event-stream; charset=utf-8"));
+        assert!(self.complete && self.body.ends_with("\n\n"), "cut: {:?}", self.body);
+        let frames = self.body.split_terminator("\n\n").filter(|f| !f.starts_with(':'));
+        frames
+            .map(|frame| {
+                assert!(!frame.contains('\n'), "{frame:?}");
+                frame.strip_prefix("data: ").unwrap_or_else(|| panic!("{frame:?}")).to_owned()
+            })
+            .collect()
+    }
+
+    /// Status, telling headers and body, without what differs from run to run.
+    pub(crate) fn transcript(&self) -> String {
+        let mut out = format!("HTTP {}\n", self.status);
+        for (name, value) in &self.headers {
+            if !matches!(name.as_str(), "date" | "content-length" | "x-request-id") {
+                out += &format!("{name}: {value}\n");
+            }
+        }
+        out + "\n" + &steady(&self.body)
+    }
+}
+
+/// Replaces ids and times.
+fn steady(body: &str) -> String {
+    let mut out = body.to_owned();
+    for (begin, until) in [("\"id\":\"chatcmpl-", '"'), ("\"id\":\"cmpl-", '"'), ("\"created\":", ',')] {
+        let mut rest = out.as_str();
+        let mut changed = String::new();
+        while let Some((before, after)) = rest.split_once(begin) {
+            let end = after.find(until).unwrap();
+            changed += before;
+            changed += begin;
+            changed += if until == '"' { "ID" } else { "0" };
+            rest = &after[end..];
+        }
+        out = changed + rest;
+    }
+    out
+}
+
+/// The body and whether its last chunk was there.
+fn unchunk(mut body: &str) -> (String, bool) {
+    let mut out = Vec::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let Ok(size) = usize::from_str_radix(size, 16) else { break };
+        if size == 0 {
+            return (String::from_utf8_lossy(&out).into_owned(), true);
+        }
+        let Some(chunk) = rest.as_bytes().get(..size) else { break };
+        out.extend_from_slice(chunk);
+        body = rest.get(size + 2..).unwrap_or("");
+    }
+    (String::from_utf8_lossy(&out).into_owned(), false)
+}
