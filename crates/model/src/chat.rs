@@ -281,7 +281,8 @@ impl ChatTemplate {
         environment.set_fuel(Some(fuel));
         let template = environment.get_template(TEMPLATE_NAME).map_err(failed)?;
         let mut out = LimitedOutput { bytes: Vec::new(), overflow: false };
-        let rendered = template.render_captured_to(Value::from_iter(context), &mut out).map(|_| ());
+        let rendered =
+            template.render_captured_to(Value::from_pairs(context), &mut out).map(|_| ());
         if out.overflow {
             return Err(TemplateError::OutputTooLong { limit: MAX_RENDERED_BYTES });
         }

@@ -29,7 +29,7 @@ pub use self::vocab::TokenKind;
 
 use self::added::{AddedTokens, Found};
 use self::bpe::{Merges, Scratch};
-use self::unicode::CharClasses;
+use self::unicode::{CharClasses, UNKNOWN_TO_NFC};
 use self::vocab::Vocab;
 use crate::TokenId;
 
@@ -210,14 +210,7 @@ impl Tokenizer {
 
     /// Ordinary text: normalise, cut, merge.
     fn encode_text(&self, text: &str, scratch: &mut Scratch, out: &mut Vec<TokenId>) {
-        let text = if self.normalize_nfc
-            && !text.is_ascii()
-            && is_nfc_quick(text.chars()) != IsNormalized::Yes
-        {
-            Cow::Owned(text.nfc().collect::<String>())
-        } else {
-            Cow::Borrowed(text)
-        };
+        let text = if self.normalize_nfc { self.nfc(text) } else { Cow::Borrowed(text) };
         let mut cache: HashMap<&str, Range<usize>> = HashMap::new();
         self.pre.split(&self.classes, &text, |piece| {
             if let Some(id) = self.whole_piece(piece, scratch) {
@@ -235,6 +228,23 @@ impl Tokenizer {
                 cache.insert(piece, start..out.len());
             }
         });
+    }
+
+    /// Unicode's composed form, as of the version that the reference knows: a character assigned later is to it one
+    /// that combines with nothing, so the text before and the text after it are composed apart.
+    fn nfc<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes {
+            return Cow::Borrowed(text);
+        }
+        let mut composed = String::with_capacity(text.len());
+        for part in text.split_inclusive(|c| self.classes.of(c) & UNKNOWN_TO_NFC != 0) {
+            let last = part.chars().next_back();
+            let unknown = last.filter(|c| self.classes.of(*c) & UNKNOWN_TO_NFC != 0);
+            let known = part.len() - unknown.map_or(0, char::len_utf8);
+            composed.extend(part.get(..known).unwrap_or(part).nfc());
+            composed.extend(unknown);
+        }
+        Cow::Owned(composed)
     }
 
     /// The token that is the whole piece, where there is one and merging gives it.

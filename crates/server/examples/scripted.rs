@@ -37,7 +37,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
     let server = Server::bind(config, vec![model], Access::Keys(Arc::new(keys)))?;
-    println!("BASE_URL=http://{}/v1\nAPI_KEY={}\nMODEL=scripted", server.local_addr(), key.secret.expose());
+    println!(
+        "BASE_URL=http://{}/v1\nAPI_KEY={}\nMODEL=scripted",
+        server.local_addr(),
+        key.secret.expose()
+    );
     server.run(std::future::pending()).await;
     Ok(())
 }

@@ -11,9 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
 use futures_util::StreamExt;
-use mintage_model::{
-    Event, FinishReason, SampledToken, TextModel, TokenId, Usage,
-};
+use mintage_model::{Event, FinishReason, SampledToken, TextModel, TokenId, Usage};
 
 use crate::error::ApiError;
 use crate::metered::MeteredStream;

@@ -45,15 +45,12 @@ pub(crate) struct App {
 }
 
 /// A place among the running requests; leaving it makes room.
-pub(crate) struct Admission(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+pub(crate) struct Admission(
+    #[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit,
+);
 
 impl App {
-    pub(crate) fn new(
-        limits: Limits,
-        access: Access,
-        models: ModelSet,
-        gateway: Gateway,
-    ) -> Self {
+    pub(crate) fn new(limits: Limits, access: Access, models: ModelSet, gateway: Gateway) -> Self {
         let metrics = Arc::new(Metrics::new(models.all()));
         Self {
             access,

@@ -36,7 +36,11 @@ pub(crate) struct Caller {
 }
 
 /// The layer of protected routes.
-pub(crate) async fn layer(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn layer(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     match identify(&app.access, request.headers()) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
@@ -93,7 +97,8 @@ fn local_only(headers: &HeaderMap) -> Result<(), ApiError> {
     let host = headers.get(header::HOST).and_then(|v| v.to_str().ok());
     let origin = headers.get(header::ORIGIN).map(|v| v.to_str().unwrap_or("?"));
     let origin_host = origin.map(|o| o.split_once("://").map_or(o, |(_, rest)| rest));
-    let named_loopback = host.is_some_and(names_loopback) && headers.get_all(header::HOST).iter().count() == 1;
+    let named_loopback =
+        host.is_some_and(names_loopback) && headers.get_all(header::HOST).iter().count() == 1;
     if named_loopback && origin_host.is_none_or(names_loopback) {
         return Ok(());
     }

@@ -105,7 +105,9 @@ impl ApiError {
         Self::new(
             Fault::Deadline,
             "request_timeout",
-            format!("The request ran longer than the server's limit of {limit_s} s and was stopped."),
+            format!(
+                "The request ran longer than the server's limit of {limit_s} s and was stopped."
+            ),
         )
     }
 
@@ -143,9 +145,9 @@ impl ApiError {
                 "you requested {} tokens ({prompt_tokens} in the prompt, {max} in the completion)",
                 u64::from(prompt_tokens) + u64::from(max)
             ),
-            None => format!(
-                "the prompt has {prompt_tokens} tokens, which leaves no room for an answer"
-            ),
+            None => {
+                format!("the prompt has {prompt_tokens} tokens, which leaves no room for an answer")
+            }
         };
         let message = format!(
             "This model's maximum context length is {context_length} tokens. However, {asked}. \

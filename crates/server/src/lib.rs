@@ -11,20 +11,20 @@
 mod config;
 mod served;
 
-mod http;
+mod answer;
 mod app;
 mod auth;
-mod request_id;
 mod body;
-mod gateway;
-mod metered;
-mod answer;
-mod stop;
-mod sse;
-mod openai;
 mod error;
+mod gateway;
 mod health;
+mod http;
+mod metered;
 mod metrics;
+mod openai;
+mod request_id;
+mod sse;
+mod stop;
 
 pub use auth::Access;
 pub use config::{Limits, ServerConfig};

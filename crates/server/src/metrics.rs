@@ -18,8 +18,8 @@ pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8"
 
 // vLLM's own buckets, in seconds.
 const TTFT_S: &[f64] = &[
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
-    40.0, 80.0, 160.0, 640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
 ];
 const PER_TOKEN_S: &[f64] = &[
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
@@ -31,8 +31,8 @@ const REQUEST_S: &[f64] = &[
 ];
 /// Tokens of a request: 1, 2, 5 times powers of ten.
 const TOKENS: &[f64] = &[
-    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0, 20_000.0,
-    50_000.0, 100_000.0, 200_000.0,
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0,
+    20_000.0, 50_000.0, 100_000.0, 200_000.0,
 ];
 
 /// How a request to an engine ended, as vLLM's `finished_reason` says it.
@@ -188,17 +188,57 @@ impl ModelMetrics {
 
     fn histograms(&self) -> [(&'static str, &'static str, &Histogram); 11] {
         [
-            ("vllm:time_to_first_token_seconds", "From a request's arrival to its first token.", &self.time_to_first_token),
-            ("vllm:inter_token_latency_seconds", "Between two tokens of a request.", &self.inter_token_latency),
-            ("vllm:request_time_per_output_token_seconds", "Mean time of a request's tokens after the first.", &self.time_per_output_token),
-            ("vllm:e2e_request_latency_seconds", "From a request's arrival to its end.", &self.e2e_latency),
+            (
+                "vllm:time_to_first_token_seconds",
+                "From a request's arrival to its first token.",
+                &self.time_to_first_token,
+            ),
+            (
+                "vllm:inter_token_latency_seconds",
+                "Between two tokens of a request.",
+                &self.inter_token_latency,
+            ),
+            (
+                "vllm:request_time_per_output_token_seconds",
+                "Mean time of a request's tokens after the first.",
+                &self.time_per_output_token,
+            ),
+            (
+                "vllm:e2e_request_latency_seconds",
+                "From a request's arrival to its end.",
+                &self.e2e_latency,
+            ),
             ("vllm:request_queue_time_seconds", "Until the first computation.", &self.queue_time),
-            ("vllm:request_inference_time_seconds", "From the first computation to the end.", &self.inference_time),
-            ("vllm:request_prefill_time_seconds", "From the first computation to the first token.", &self.prefill_time),
-            ("vllm:request_decode_time_seconds", "From the first token to the end.", &self.decode_time),
-            ("vllm:request_prompt_tokens", "Prompt tokens of a request.", &self.request_prompt_tokens),
-            ("vllm:request_generation_tokens", "Sampled tokens of a request.", &self.request_generation_tokens),
-            ("vllm:request_params_max_tokens", "The limit a request set.", &self.request_max_tokens),
+            (
+                "vllm:request_inference_time_seconds",
+                "From the first computation to the end.",
+                &self.inference_time,
+            ),
+            (
+                "vllm:request_prefill_time_seconds",
+                "From the first computation to the first token.",
+                &self.prefill_time,
+            ),
+            (
+                "vllm:request_decode_time_seconds",
+                "From the first token to the end.",
+                &self.decode_time,
+            ),
+            (
+                "vllm:request_prompt_tokens",
+                "Prompt tokens of a request.",
+                &self.request_prompt_tokens,
+            ),
+            (
+                "vllm:request_generation_tokens",
+                "Sampled tokens of a request.",
+                &self.request_generation_tokens,
+            ),
+            (
+                "vllm:request_params_max_tokens",
+                "The limit a request set.",
+                &self.request_max_tokens,
+            ),
         ]
     }
 }
@@ -252,10 +292,20 @@ impl Metrics {
                 histogram.render(&mut out, name, &model.labels);
             }
         }
-        head(&mut out, "mintage_requests_refused_total", "counter", "Requests refused before they reached an engine.");
+        head(
+            &mut out,
+            "mintage_requests_refused_total",
+            "counter",
+            "Requests refused before they reached an engine.",
+        );
         for (reason, count) in REFUSALS.iter().zip(&self.refused) {
             let labels = format!("reason=\"{reason}\"");
-            line(&mut out, "mintage_requests_refused_total", &labels, count.load(Ordering::Relaxed));
+            line(
+                &mut out,
+                "mintage_requests_refused_total",
+                &labels,
+                count.load(Ordering::Relaxed),
+            );
         }
         out
     }
@@ -286,14 +336,36 @@ impl Metrics {
     fn render_counters(&self, out: &mut String, loads: &[(&ModelMetrics, EngineLoad)]) {
         type Read = fn(&ModelMetrics, &EngineLoad) -> u64;
         let counters: [(&str, &str, Read); 8] = [
-            ("vllm:prompt_tokens_total", "Prompt tokens of finished requests.", |m, _| m.prompt_tokens.load(Ordering::Relaxed)),
-            ("vllm:prompt_tokens_cached_total", "Of those, taken from the prefix cache.", |m, _| m.cached_tokens.load(Ordering::Relaxed)),
-            ("vllm:generation_tokens_total", "Sampled tokens of finished requests.", |m, _| m.generation_tokens.load(Ordering::Relaxed)),
-            ("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.", |_, l| l.prefix_cache_queries),
-            ("vllm:prefix_cache_hits_total", "Prompt tokens found there.", |_, l| l.prefix_cache_hits),
-            ("vllm:num_preemptions_total", "Requests that lost their pages and were resumed.", |_, l| l.preemptions),
-            ("vllm:spec_decode_num_draft_tokens_total", "Draft tokens proposed.", |_, l| l.draft_tokens),
-            ("vllm:spec_decode_num_accepted_tokens_total", "Draft tokens accepted.", |_, l| l.accepted_draft_tokens),
+            ("vllm:prompt_tokens_total", "Prompt tokens of finished requests.", |m, _| {
+                m.prompt_tokens.load(Ordering::Relaxed)
+            }),
+            (
+                "vllm:prompt_tokens_cached_total",
+                "Of those, taken from the prefix cache.",
+                |m, _| m.cached_tokens.load(Ordering::Relaxed),
+            ),
+            ("vllm:generation_tokens_total", "Sampled tokens of finished requests.", |m, _| {
+                m.generation_tokens.load(Ordering::Relaxed)
+            }),
+            (
+                "vllm:prefix_cache_queries_total",
+                "Prompt tokens looked up in the prefix cache.",
+                |_, l| l.prefix_cache_queries,
+            ),
+            ("vllm:prefix_cache_hits_total", "Prompt tokens found there.", |_, l| {
+                l.prefix_cache_hits
+            }),
+            (
+                "vllm:num_preemptions_total",
+                "Requests that lost their pages and were resumed.",
+                |_, l| l.preemptions,
+            ),
+            ("vllm:spec_decode_num_draft_tokens_total", "Draft tokens proposed.", |_, l| {
+                l.draft_tokens
+            }),
+            ("vllm:spec_decode_num_accepted_tokens_total", "Draft tokens accepted.", |_, l| {
+                l.accepted_draft_tokens
+            }),
         ];
         for (name, help, read) in counters {
             head(out, name, "counter", help);

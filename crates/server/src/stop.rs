@@ -109,7 +109,11 @@ mod tests {
         ] {
             for chars in 1..=text.chars().count() {
                 let (out, hit) = run(stops, text, chars);
-                assert_eq!((out.as_str(), hit), (expected, stopped), "{stops:?} {text:?} by {chars}");
+                assert_eq!(
+                    (out.as_str(), hit),
+                    (expected, stopped),
+                    "{stops:?} {text:?} by {chars}"
+                );
             }
         }
     }

@@ -47,6 +47,7 @@ pub(super) struct Scratch {
     ids: Vec<TokenId>,
     /// `merges[i]` joins `ids[i]` and `ids[i + 1]`.
     merges: Vec<Merge>,
+    ranks: Vec<u32>,
     previous: Vec<u32>,
     next: Vec<u32>,
     queue: BinaryHeap<Reverse<(u32, u32, TokenId)>>,
@@ -105,27 +106,29 @@ impl Merges {
     }
 
     fn encode_by_scan(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<TokenId>) {
-        let Scratch { ids, merges, .. } = scratch;
+        let Scratch { ids, merges, ranks, .. } = scratch;
         self.start(piece, ids, merges);
-        loop {
-            // The first of the lowest ranks: `min_by_key` keeps the earliest among equals.
-            let best = merges.iter().enumerate().min_by_key(|(_, merge)| merge.rank);
-            let Some((at, &merge)) = best.filter(|(_, merge)| merge.rank != u32::MAX) else {
-                break;
-            };
+        // The ranks by themselves: their minimum is the inner loop, and vectorises.
+        ranks.clear();
+        ranks.extend(merges.iter().map(|merge| merge.rank));
+        while let Some(lowest) = ranks.iter().copied().min().filter(|rank| *rank != u32::MAX) {
+            let Some(at) = ranks.iter().position(|rank| *rank == lowest) else { break };
+            let merged = merges.remove(at);
+            ranks.remove(at);
             ids.remove(at + 1);
-            merges.remove(at);
             if let Some(id) = ids.get_mut(at) {
-                *id = merge.id;
+                *id = merged.id;
             }
-            if let (Some(slot), Some(&right)) = (merges.get_mut(at), ids.get(at + 1)) {
-                *slot = self.pair(merge.id, right);
-            }
+            let right = ids.get(at + 1).map(|right| (at, self.pair(merged.id, *right)));
             let left = at.checked_sub(1);
-            if let Some((slot, &id)) =
-                left.and_then(|left| Some((merges.get_mut(left)?, ids.get(left)?)))
-            {
-                *slot = self.pair(id, merge.id);
+            let left = left.and_then(|left| Some((left, self.pair(*ids.get(left)?, merged.id))));
+            for (position, merge) in [left, right].into_iter().flatten() {
+                if let (Some(slot), Some(rank)) =
+                    (merges.get_mut(position), ranks.get_mut(position))
+                {
+                    *slot = merge;
+                    *rank = merge.rank;
+                }
             }
         }
         out.extend_from_slice(ids);
@@ -150,7 +153,7 @@ impl Merges {
     }
 
     fn encode_by_heap(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<TokenId>) {
-        let Scratch { ids, merges, previous, next, queue } = scratch;
+        let Scratch { ids, merges, previous, next, queue, .. } = scratch;
         self.start(piece, ids, merges);
         let Ok(len) = u32::try_from(ids.len()) else { return };
         previous.clear();

@@ -18,6 +18,8 @@ pub(super) const SPACE: u8 = 4;
 pub(super) const NEWLINE: u8 = 8;
 /// `char::is_numeric`
 pub(super) const DIGIT: u8 = 16;
+/// Not assigned in Unicode 9, the version of the reference's normaliser, which leaves such characters where they are.
+pub(super) const UNKNOWN_TO_NFC: u8 = 32;
 
 const PAGE_SIZE: usize = 256;
 const CODE_POINTS: usize = 0x11_0000;
@@ -35,8 +37,10 @@ impl CharClasses {
         let mut flat = vec![0u8; CODE_POINTS];
         mark(&mut flat, r"\p{L}", LETTER)?;
         mark(&mut flat, r"\p{N}", NUMBER)?;
+        mark(&mut flat, r"\p{age:9.0}", UNKNOWN_TO_NFC)?; // inverted below
         for (code_point, class) in flat.iter_mut().enumerate() {
             let Some(c) = u32::try_from(code_point).ok().and_then(char::from_u32) else { continue };
+            *class ^= UNKNOWN_TO_NFC;
             if c.is_whitespace() {
                 *class |= SPACE;
             }

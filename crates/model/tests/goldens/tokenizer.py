@@ -143,9 +143,16 @@ def strings(count, literals, seed):
     return FIXED + [string(rng, literals) for _ in range(count - len(FIXED))]
 
 
+def every_character():
+    """Each character between marks of the lowest and the highest combining class, and alone between letters."""
+    known = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    for start in range(0, len(known), 64):
+        yield "".join(f"x{c}\u0334\u0345{c}y{c}" for c in known[start : start + 64])
+
+
 def compare(encode, path, count):
     allow, as_text, literals = references(path)
-    texts = strings(count, literals, 1)
+    texts = strings(count, literals, 1) + list(every_character())
     for name, reference in (("allow", allow), ("as-text", as_text)):
         stdin = "".join(json.dumps(text) + "\n" for text in texts)
         run = subprocess.run([encode, path, name], input=stdin.encode(), stdout=subprocess.PIPE, check=True)

@@ -2,6 +2,8 @@
 #![allow(clippy::cast_possible_truncation, reason = "sizes of test data")]
 
 #[cfg(test)]
+mod chat;
+#[cfg(test)]
 mod folders;
 #[cfg(test)]
 mod gguf_bytes;
@@ -13,3 +15,5 @@ mod hostile;
 mod properties;
 #[cfg(test)]
 mod real_files;
+#[cfg(test)]
+mod tokenizer;

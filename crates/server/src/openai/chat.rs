@@ -48,7 +48,11 @@ pub(crate) async fn chat(
         model: job.model,
         n: job.options.n,
         logprobs: job.logprobs.is_some(),
-        prompt_token_ids: job.options.return_token_ids.then(|| job.prompts.first().cloned()).flatten(),
+        prompt_token_ids: job
+            .options
+            .return_token_ids
+            .then(|| job.prompts.first().cloned())
+            .flatten(),
         include_usage: job.options.include_usage,
         usage: UsageSum::new(job.options.n),
     };

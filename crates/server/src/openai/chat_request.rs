@@ -36,8 +36,7 @@ impl ChatRequest {
         let tools = take_tools(&mut fields)?;
         let newer = fields.count("max_completion_tokens", 1)?;
         let older = fields.count("max_tokens", 1)?;
-        let max_tokens_field =
-            if newer.is_some() { "max_completion_tokens" } else { "max_tokens" };
+        let max_tokens_field = if newer.is_some() { "max_completion_tokens" } else { "max_tokens" };
         let request = Self {
             model,
             messages,
@@ -111,7 +110,8 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
             }
         }
     }
-    for field in ["audio", "prediction", "moderation", "web_search_options", "prompt_cache_options"] {
+    for field in ["audio", "prediction", "moderation", "web_search_options", "prompt_cache_options"]
+    {
         if let Some(value) = fields.take(field, Null::Absent) {
             let what = format!("not supported (given: {})", kind(&value));
             return Err(unsupported(field, &what));

@@ -176,11 +176,7 @@ impl TextReply {
     }
 
     /// The data of an event. `usage` is given in the last one only.
-    fn event(
-        &self,
-        choices: &[TextChoice],
-        usage: Option<UsageSum>,
-    ) -> Result<String, ApiError> {
+    fn event(&self, choices: &[TextChoice], usage: Option<UsageSum>) -> Result<String, ApiError> {
         let usage = self.include_usage.then(|| usage.map(|usage| usage.body()));
         let reply = Reply { head: &self.head, choices, usage, prompt_token_ids: None };
         serde_json::to_string(&reply).map_err(|e| ApiError::internal(format!("an event: {e}")))

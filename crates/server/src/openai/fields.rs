@@ -29,9 +29,8 @@ impl Fields {
     /// The top of a request's body.
     pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let value: Value = serde_json::from_slice(body).map_err(|error| {
-            let message = format!(
-                "The request's body is not valid JSON (at most 128 levels deep): {error}."
-            );
+            let message =
+                format!("The request's body is not valid JSON (at most 128 levels deep): {error}.");
             ApiError::new(Fault::Invalid, "invalid_json", message)
         })?;
         match value {
@@ -58,9 +57,7 @@ impl Fields {
 
     /// The field as it stands.
     pub(super) fn take(&mut self, field: &str, null: Null) -> Option<Value> {
-        self.map
-            .shift_remove(field)
-            .filter(|value| !(value.is_null() && null == Null::Absent))
+        self.map.shift_remove(field).filter(|value| !(value.is_null() && null == Null::Absent))
     }
 
     pub(super) fn required(&mut self, field: &str) -> Result<Value, ApiError> {

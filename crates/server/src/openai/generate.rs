@@ -40,9 +40,11 @@ impl Incoming {
         let admission = app.admit()?;
         let (parts, body) = request.into_parts();
         // The auth layer put it there; without it nothing runs.
-        let caller = parts.extensions.get::<Caller>().cloned().ok_or_else(|| {
-            ApiError::internal("a protected handler ran without a caller")
-        })?;
+        let caller = parts
+            .extensions
+            .get::<Caller>()
+            .cloned()
+            .ok_or_else(|| ApiError::internal("a protected handler ran without a caller"))?;
         let request_id = parts.extensions.get::<RequestId>().map(|id| id.0.clone());
         let limits = &app.limits;
         let body =
@@ -108,9 +110,7 @@ impl Job {
                 let param = Some(self.max_tokens_field);
                 Err(ApiError::context(param, prompt_tokens, Some(asked), context_length))
             }
-            None if room == 0 => {
-                Err(ApiError::context(None, prompt_tokens, None, context_length))
-            }
+            None if room == 0 => Err(ApiError::context(None, prompt_tokens, None, context_length)),
             None => Ok(room.min(cap)),
         }
     }
@@ -151,12 +151,13 @@ impl Job {
                 request.prompt = Arc::clone(prompt);
                 request.max_new_tokens = max_new_tokens;
                 request.sampling.seed = choice_seed(base.sampling.seed, index);
-                let events = meter.submit(self.model.engine.as_ref(), request).map_err(|error| {
-                    if matches!(error, SubmitError::QueueFull { .. }) {
-                        app.metrics.refused("queue_full");
-                    }
-                    ApiError::refused(error)
-                })?;
+                let events =
+                    meter.submit(self.model.engine.as_ref(), request).map_err(|error| {
+                        if matches!(error, SubmitError::QueueFull { .. }) {
+                            app.metrics.refused("queue_full");
+                        }
+                        ApiError::refused(error)
+                    })?;
                 let text_model = Arc::clone(&self.model.text);
                 all.push(Choice::new(index, text_model, events, options.clone()));
                 index += 1;

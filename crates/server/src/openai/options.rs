@@ -102,7 +102,8 @@ pub(super) fn choice_seed(seed: u64, index: u32) -> u64 {
 /// Fields of OpenAI's that change nothing here; their types are checked all the same.
 fn take_ignored(fields: &mut Fields) -> Result<(), ApiError> {
     fields.string("user", Null::Refused)?;
-    for field in ["safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"] {
+    for field in ["safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"]
+    {
         fields.string(field, Null::Absent)?;
     }
     fields.bool("store", Null::Absent)?;
@@ -142,8 +143,7 @@ fn take_stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
         Some(other) => return Err(wrong_type("stop", "a string or an array of strings", &other)),
     };
     if values.len() > MAX_STOPS {
-        let message =
-            format!("`stop` holds at most {MAX_STOPS} strings, not {}.", values.len());
+        let message = format!("`stop` holds at most {MAX_STOPS} strings, not {}.", values.len());
         return Err(ApiError::field("stop", "invalid_value", message));
     }
     let mut stops = Vec::with_capacity(values.len());
@@ -152,10 +152,8 @@ fn take_stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
         match value {
             Value::String(text) if (1..=MAX_STOP_BYTES).contains(&text.len()) => stops.push(text),
             Value::String(text) => {
-                let message = format!(
-                    "`{name}` must have 1 to {MAX_STOP_BYTES} bytes, not {}.",
-                    text.len()
-                );
+                let message =
+                    format!("`{name}` must have 1 to {MAX_STOP_BYTES} bytes, not {}.", text.len());
                 return Err(ApiError::field(name, "invalid_value", message));
             }
             other => return Err(wrong_type(&name, "a string", &other)),

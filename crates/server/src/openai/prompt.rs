@@ -22,26 +22,22 @@ pub(super) struct TokenisedPrompt {
 }
 
 /// Renders a chat and tokenises it.
-pub(super) fn chat(
-    model: &ServedModel,
-    request: &ChatRequest,
-) -> Result<Arc<[TokenId]>, ApiError> {
+pub(super) fn chat(model: &ServedModel, request: &ChatRequest) -> Result<Arc<[TokenId]>, ApiError> {
     let mut variables = serde_json::Map::new();
     if let Some(enable) = request.enable_thinking {
         variables.insert("enable_thinking".to_owned(), enable.into());
     }
-    let options = ChatOptions {
-        add_generation_prompt: true,
-        variables,
-        now_unix_s: Some(now_unix()),
-    };
+    let options =
+        ChatOptions { add_generation_prompt: true, variables, now_unix_s: Some(now_unix()) };
     let tools = (!request.tools.is_empty()).then_some(request.tools.as_slice());
     match model.text.encode_chat(&request.messages, tools, &options) {
         Ok(tokens) => Ok(tokens.into()),
         Err(error @ ChatError::NoTemplate) => {
             Err(ApiError::field("model", "no_chat_template", format!("`model`: {error}.")))
         }
-        Err(error) => Err(ApiError::field("messages", "invalid_value", format!("`messages`: {error}."))),
+        Err(error) => {
+            Err(ApiError::field("messages", "invalid_value", format!("`messages`: {error}.")))
+        }
     }
 }
 

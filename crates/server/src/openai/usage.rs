@@ -46,10 +46,16 @@ mod tests {
 
     #[test]
     fn a_shared_prompt_counts_once() {
-        let usage = |cached_tokens, output_tokens| Usage { prompt_tokens: 10, cached_tokens, output_tokens };
+        let usage = |cached_tokens, output_tokens| Usage {
+            prompt_tokens: 10,
+            cached_tokens,
+            output_tokens,
+        };
         // Two prompts, two choices each, ending in any order.
         let mut sum = UsageSum::new(2);
-        for (index, usage) in [(1, usage(9, 1)), (0, usage(4, 2)), (3, usage(9, 3)), (2, usage(0, 4))] {
+        for (index, usage) in
+            [(1, usage(9, 1)), (0, usage(4, 2)), (3, usage(9, 3)), (2, usage(0, 4))]
+        {
             sum.add(index, usage);
         }
         let body = sum.body();

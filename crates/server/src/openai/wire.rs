@@ -164,7 +164,8 @@ impl TextLogprobs {
         self.top_logprobs.push(token.logprob.map(|logprob| {
             let mut top = Map::new();
             for alternative in &token.top {
-                top.entry(name(alternative.id)).or_insert_with(|| finite(alternative.logprob).into());
+                top.entry(name(alternative.id))
+                    .or_insert_with(|| finite(alternative.logprob).into());
             }
             top.entry(name(token.id)).or_insert_with(|| finite(logprob).into());
             top

@@ -92,7 +92,8 @@ async fn a_stop_string_cancels_the_engine() {
 
 #[tokio::test]
 async fn choices_have_seeds_of_their_own() {
-    let house = start_with(|_| {}, |request| Ok(says(&format!("{:x}", request.sampling.seed)))).await;
+    let house =
+        start_with(|_| {}, |request| Ok(says(&format!("{:x}", request.sampling.seed)))).await;
     let body = json!({"n": 3, "seed": 42});
     let texts = |reply: Value| -> Vec<String> {
         let choices = reply["choices"].as_array().unwrap().clone();
@@ -140,7 +141,10 @@ async fn limits_and_sampling_reach_the_engine() {
     let request = house.engine.requests().remove(0);
     let s = &request.sampling;
     assert_eq!(request.max_new_tokens, 7);
-    assert_eq!((s.temperature, s.top_p, s.top_k, s.min_p, s.typical_p), (0.5, 0.25, 3, 0.125, 0.75));
+    assert_eq!(
+        (s.temperature, s.top_p, s.top_k, s.min_p, s.typical_p),
+        (0.5, 0.25, 3, 0.125, 0.75)
+    );
     assert_eq!((s.frequency_penalty, s.presence_penalty, s.repetition_penalty), (-1.0, 1.5, 1.25));
     assert_eq!((s.logit_bias.as_slice(), s.seed), (&[(65, -100.0), (66, 1.5)][..], 7));
     assert_eq!(&*request.stop_token_ids, &[3, END]);

@@ -34,8 +34,12 @@ async fn several_prompts_and_choices_keep_their_order() {
     .await;
     for prompt in [json!(["one", "two"]), json!([[111, 110, 101], [116, 119, 111]])] {
         let reply = house.complete(json!({"prompt": prompt, "n": 2})).await.json();
-        let texts: Vec<&str> =
-            reply["choices"].as_array().unwrap().iter().map(|c| c["text"].as_str().unwrap()).collect();
+        let texts: Vec<&str> = reply["choices"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|c| c["text"].as_str().unwrap())
+            .collect();
         assert_eq!(texts, ["one", "one", "two", "two"]);
         assert_eq!(reply["usage"]["prompt_tokens"], 6);
         assert_eq!(reply["usage"]["completion_tokens"], 16);

@@ -115,21 +115,33 @@ async fn refused_completions() {
 
 #[tokio::test]
 async fn refused_bodies() {
-    let house =
-        start_with(|c| c.limits.max_body_bytes = 2000, |_| Ok(says("x"))).await;
+    let house = start_with(|c| c.limits.max_body_bytes = 2000, |_| Ok(says("x"))).await;
     let deep = format!("{{\"model\":{}1{}}}", "[".repeat(200), "]".repeat(200));
     let mut out = String::new();
-    for body in ["", "{", "[]", "nope", "{\"a\":1}{", "{\"n\":1e999}", "{\"n\":NaN}", &deep, &"x".repeat(2001)] {
+    for body in [
+        "",
+        "{",
+        "[]",
+        "nope",
+        "{\"a\":1}{",
+        "{\"n\":1e999}",
+        "{\"n\":NaN}",
+        &deep,
+        &"x".repeat(2001),
+    ] {
         let mut shown = body.to_owned();
         shown.truncate(40);
         let reply = house.post_text("/v1/chat/completions", body).await;
         out += &format!("{shown}\n  {}\n", line(&reply));
     }
-    let plain = house.request("POST", "/v1/completions", "{}").replace("application/json", "text/plain");
+    let plain =
+        house.request("POST", "/v1/completions", "{}").replace("application/json", "text/plain");
     out += &format!("text/plain\n  {}\n", line(&house.send(&plain).await));
     let head = house.request("POST", "/v1/completions", "");
     let chunked = head.replace("content-length: 0", "transfer-encoding: chunked")
-        + "9c4\r\n" + &" ".repeat(2500) + "\r\n0\r\n\r\n";
+        + "9c4\r\n"
+        + &" ".repeat(2500)
+        + "\r\n0\r\n\r\n";
     out += &format!("chunked\n  {}\n", line(&house.send(&chunked).await));
     insta::assert_snapshot!(out);
 }
@@ -199,7 +211,11 @@ async fn wrong_paths_and_methods() {
         ("GET", "/v1/models/%2e%2e/%2e%2e/healthz"),
     ] {
         let reply = house.send(&house.request(method, path, "")).await;
-        out += &format!("{method} {path}\n  {} allow={}\n", line(&reply), reply.header("allow").unwrap_or("-"));
+        out += &format!(
+            "{method} {path}\n  {} allow={}\n",
+            line(&reply),
+            reply.header("allow").unwrap_or("-")
+        );
     }
     insta::assert_snapshot!(out);
 }
@@ -219,7 +235,9 @@ async fn models() {
 async fn request_ids_are_echoed_or_made() {
     let house = start(says("x")).await;
     let with = |id: &str| {
-        house.request("GET", "/v1/models", "").replace("host: x", &format!("host: x\r\nx-request-id: {id}"))
+        house
+            .request("GET", "/v1/models", "")
+            .replace("host: x", &format!("host: x\r\nx-request-id: {id}"))
     };
     assert_eq!(house.send(&with("abc-1.2:3_")).await.header("x-request-id"), Some("abc-1.2:3_"));
     for bad in ["a b", "<script>", &"a".repeat(129), "\"", "ä"] {
@@ -244,7 +262,11 @@ async fn failures_of_ours_tell_nothing() {
         let house = start(fails("ab", end)).await;
         let reply = house.chat(json!({})).await;
         assert_eq!((reply.status, reply.json()["error"]["code"].as_str()), (status, Some(code)));
-        assert!(!reply.body.contains("corrupt") && !reply.body.contains("dropped"), "{}", reply.body);
+        assert!(
+            !reply.body.contains("corrupt") && !reply.body.contains("dropped"),
+            "{}",
+            reply.body
+        );
         // In a stream: what was said, then an error, and no `[DONE]`.
         for path in ["chat", "text"] {
             let reply = match path {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use mintage_ledger::KeyStore;
 use mintage_model::{
-    Engine, EngineInfo, GenerateRequest, GenerationDefaults, Script, ScriptedEngine, SubmitError,
-    GgufVocabulary, TextModel, Tokenizer,
+    Engine, EngineInfo, GenerateRequest, GenerationDefaults, GgufVocabulary, Script,
+    ScriptedEngine, SubmitError, TextModel, Tokenizer,
 };
-use mintage_server::{Access, Server, ServerConfig, ServedModel};
+use mintage_server::{Access, ServedModel, Server, ServerConfig};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -61,8 +61,7 @@ pub(crate) async fn start_with(
     let folder = tempfile::tempdir().unwrap();
     let keys = Arc::new(KeyStore::open(folder.path()).unwrap());
     let key = keys.create("test", "acme", 0, None).unwrap();
-    let info =
-        EngineInfo { model: MODEL.to_owned(), context_length: CONTEXT, vocab_size: VOCAB };
+    let info = EngineInfo { model: MODEL.to_owned(), context_length: CONTEXT, vocab_size: VOCAB };
     let engine = Arc::new(ScriptedEngine::new(info, 8, respond));
     let model = ServedModel {
         name: MODEL.to_owned(),
@@ -274,7 +273,9 @@ impl Reply {
 /// Replaces ids and times.
 fn steady(body: &str) -> String {
     let mut out = body.to_owned();
-    for (begin, until) in [("\"id\":\"chatcmpl-", '"'), ("\"id\":\"cmpl-", '"'), ("\"created\":", ',')] {
+    for (begin, until) in
+        [("\"id\":\"chatcmpl-", '"'), ("\"id\":\"cmpl-", '"'), ("\"created\":", ',')]
+    {
         let mut rest = out.as_str();
         let mut changed = String::new();
         while let Some((before, after)) = rest.split_once(begin) {

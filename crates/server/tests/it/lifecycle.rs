@@ -15,7 +15,8 @@ fn silent_after(text: &str) -> Script {
 }
 
 fn chat_request(house: &House, stream: bool) -> String {
-    let body = json!({"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": "x"}]});
+    let body =
+        json!({"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": "x"}]});
     house.request("POST", "/v1/chat/completions", &body.to_string())
 }
 
@@ -89,7 +90,11 @@ async fn many_clients_that_leave_at_random_leave_nothing_behind() {
         house.finished(taken).await;
     }
     let settled: u32 = house.engine.finished().iter().map(|(_, f)| f.usage.output_tokens).sum();
-    house.metric(&format!("vllm:generation_tokens_total{{model_name=\"scripted\",engine=\"0\"}} {settled}")).await;
+    house
+        .metric(&format!(
+            "vllm:generation_tokens_total{{model_name=\"scripted\",engine=\"0\"}} {settled}"
+        ))
+        .await;
     house.metric("vllm:num_requests_running{model_name=\"scripted\",engine=\"0\"} 0").await;
 }
 
@@ -163,11 +168,8 @@ async fn silence_is_filled_with_comments() {
 
 #[tokio::test]
 async fn one_request_too_many_is_told_to_come_back() {
-    let house = start_with(
-        |c| c.limits.max_concurrent_requests = 1,
-        |_| Ok(silent_after("a")),
-    )
-    .await;
+    let house =
+        start_with(|c| c.limits.max_concurrent_requests = 1, |_| Ok(silent_after("a"))).await;
     let mut first = house.connect().await;
     first.write_all(chat_request(&house, true).as_bytes()).await.unwrap();
     read_until(&mut first, "\"a\"").await;
@@ -210,7 +212,8 @@ async fn a_drain_finishes_what_runs() {
 #[tokio::test]
 async fn a_drain_ends_what_does_not_finish() {
     let mut house =
-        start_with(|c| c.drain_timeout = Duration::from_millis(200), |_| Ok(silent_after("a"))).await;
+        start_with(|c| c.drain_timeout = Duration::from_millis(200), |_| Ok(silent_after("a")))
+            .await;
     let mut streamed = house.connect().await;
     streamed.write_all(chat_request(&house, true).as_bytes()).await.unwrap();
     let seen = read_until(&mut streamed, "\"a\"").await;

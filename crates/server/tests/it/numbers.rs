@@ -46,8 +46,22 @@ async fn impossible_numbers_are_refused() {
     for (kind, field, least, most, integer) in FIELDS {
         let path = if *kind == "chat" { "/v1/chat/completions" } else { "/v1/completions" };
         let mut bad: Vec<String> = [
-            "9223372036854775808", "18446744073709551615", "18446744073709551616", "-9223372036854775809",
-            "1e300", "-1e300", "NaN", "Infinity", "-Infinity", "1e999", "\"1\"", "\"NaN\"", "true", "[1]", "{}", "0x10",
+            "9223372036854775808",
+            "18446744073709551615",
+            "18446744073709551616",
+            "-9223372036854775809",
+            "1e300",
+            "-1e300",
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "1e999",
+            "\"1\"",
+            "\"NaN\"",
+            "true",
+            "[1]",
+            "{}",
+            "0x10",
         ]
         .map(str::to_owned)
         .into();
@@ -93,7 +107,8 @@ async fn impossible_numbers_are_refused() {
 #[tokio::test]
 async fn impossible_token_ids_are_refused() {
     let house = start(says("x")).await;
-    for value in ["-1", "259", "4294967296", "9223372036854775808", "1.5", "\"1\"", "null", "[[1]]"] {
+    for value in ["-1", "259", "4294967296", "9223372036854775808", "1.5", "\"1\"", "null", "[[1]]"]
+    {
         for (field, given) in [
             ("stop_token_ids", format!("[{value}]")),
             ("prompt", format!("[1,{value}]")),
@@ -110,7 +125,8 @@ async fn impossible_token_ids_are_refused() {
             assert!(param.starts_with(field), "{text}: {}", reply.body);
         }
     }
-    let bias: Value = (0..1025).map(|i| (i.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
+    let bias: Value =
+        (0..1025).map(|i| (i.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
     assert_eq!(house.complete(json!({"prompt": "x", "logit_bias": bias})).await.status, 400);
     assert!(house.engine.requests().is_empty());
 }

@@ -9,7 +9,8 @@ use crate::harness::{says, start};
 use crate::numbers::FIELDS;
 
 fn document() -> Option<Value> {
-    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/openai/openapi.json");
+    let beside =
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/openai/openapi.json");
     let path = std::env::var_os("MINTAGE_OPENAI_OPENAPI").map_or(beside, PathBuf::from);
     let Ok(text) = std::fs::read_to_string(&path) else {
         eprintln!("skipped: OpenAI's document is not at {}", path.display());
@@ -23,7 +24,8 @@ fn document() -> Option<Value> {
 fn validator(document: &Value, name: &str) -> jsonschema::Validator {
     let mut schema = document["components"]["schemas"].clone();
     nullable_to_union(&mut schema);
-    let root = json!({"$ref": format!("#/components/schemas/{name}"), "components": {"schemas": schema}});
+    let root =
+        json!({"$ref": format!("#/components/schemas/{name}"), "components": {"schemas": schema}});
     jsonschema::draft202012::new(&root).unwrap()
 }
 

@@ -32,12 +32,11 @@ async fn heads_are_bounded_in_size_number_and_time() {
 
 #[tokio::test]
 async fn bodies_are_bounded_in_time() {
-    let house = start_with(
-        |c| c.limits.body_timeout = Duration::from_millis(200),
-        |_| Ok(says("x")),
-    )
-    .await;
-    let request = house.request("POST", "/v1/completions", "").replace("content-length: 0", "content-length: 10");
+    let house =
+        start_with(|c| c.limits.body_timeout = Duration::from_millis(200), |_| Ok(says("x"))).await;
+    let request = house
+        .request("POST", "/v1/completions", "")
+        .replace("content-length: 0", "content-length: 10");
     let start = Instant::now();
     let reply = house.send(&(request + "{")).await;
     assert_eq!((reply.status, reply.json()["error"]["code"].as_str()), (408, Some("body_timeout")));
@@ -47,7 +46,9 @@ async fn bodies_are_bounded_in_time() {
 #[tokio::test]
 async fn a_body_that_is_cut_is_refused() {
     let house = start(says("x")).await;
-    let request = house.request("POST", "/v1/completions", "").replace("content-length: 0", "content-length: 10");
+    let request = house
+        .request("POST", "/v1/completions", "")
+        .replace("content-length: 0", "content-length: 10");
     let mut socket = house.connect().await;
     socket.write_all((request + "{").as_bytes()).await.unwrap();
     socket.shutdown().await.unwrap();
@@ -67,7 +68,10 @@ async fn smuggling_and_confusion() {
         // Two lengths, differing.
         format!("content-length: 0\r\ncontent-length: {}\r\n\r\n{hidden}", hidden.len()),
         // A length and chunks, either order.
-        format!("content-length: {}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{hidden}", hidden.len() + 5),
+        format!(
+            "content-length: {}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{hidden}",
+            hidden.len() + 5
+        ),
         format!("transfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n{hidden}"),
         // Encodings that are none.
         format!("transfer-encoding: xchunked\r\n\r\n0\r\n\r\n{hidden}"),
@@ -117,7 +121,8 @@ async fn one_connection_serves_many_requests() {
     let house = start(says("x")).await;
     let mut socket = house.connect().await;
     let body = json!({"model": MODEL, "prompt": "a", "stream": true}).to_string();
-    let request = house.request("POST", "/v1/completions", &body).replace("connection: close\r\n", "");
+    let request =
+        house.request("POST", "/v1/completions", &body).replace("connection: close\r\n", "");
     for _ in 0..3 {
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut bytes = Vec::new();
