@@ -147,7 +147,7 @@ async fn limits_and_sampling_reach_the_engine() {
     );
     assert_eq!((s.frequency_penalty, s.presence_penalty, s.repetition_penalty), (-1.0, 1.5, 1.25));
     assert_eq!((s.logit_bias.as_slice(), s.seed), (&[(65, -100.0), (66, 1.5)][..], 7));
-    assert_eq!(&*request.stop_token_ids, &[3, END]);
+    assert_eq!(&*request.stop_token_ids, &[3, END, END + 1]);
     assert_ne!(request.cache_domain, CacheDomain::default());
     assert!(request.deadline.is_some());
 }

@@ -1,5 +1,12 @@
 //! The server as clients see it: over sockets, on `ScriptedEngine`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail as tests do"
+)]
+
 mod harness;
 
 mod chat;
