@@ -25,8 +25,8 @@ pub(crate) struct TokenEntry {
     pub(crate) start_char: usize,
     /// Bytes of the answer before it.
     start_byte: usize,
-    /// It ended the answer and has no text.
-    pub(crate) is_stop: bool,
+    /// It ended the answer, or is a control token: no part of the text.
+    pub(crate) is_silent: bool,
 }
 
 /// Why a choice ended well.
@@ -135,15 +135,15 @@ impl Choice {
     fn token(&mut self, token: SampledToken) {
         let is_stop = self.options.stop_token_ids.contains(&token.id);
         let tokenizer = self.text_model.tokenizer();
-        let silent = is_stop || tokenizer.is_special(token.id);
-        let bytes = if silent { &[] } else { tokenizer.token_bytes(token.id).unwrap_or(&[]) };
+        let is_silent = is_stop || tokenizer.is_special(token.id);
+        let bytes = if is_silent { &[] } else { tokenizer.token_bytes(token.id).unwrap_or(&[]) };
         let piece = self.utf8.push(bytes);
         if self.options.wants_entries {
             self.entries.push_back(TokenEntry {
                 token,
                 start_char: self.decoded_chars,
                 start_byte: self.decoded_bytes,
-                is_stop,
+                is_silent,
             });
         }
         self.decoded_bytes += piece.len();

@@ -69,7 +69,7 @@ fn prepare(app: &App, body: &[u8]) -> Result<Job, ApiError> {
     let model = find_model(&app.models, &request.model)?;
     let prompt = prompt::chat(&model, &request)?;
     Ok(Job {
-        stop_token_ids: Job::stop_tokens(&model, &request.options),
+        stop_token_ids: Job::stop_tokens(&model, &request.options)?,
         model,
         prompts: vec![prompt],
         max_tokens: request.max_tokens,

@@ -98,16 +98,16 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
         }
         format.finish()?;
     }
-    if let Some(value) = fields.take("modalities", Null::Absent) {
-        if value != serde_json::json!(["text"]) {
-            return Err(unsupported("modalities", "only `[\"text\"]` is supported"));
-        }
+    if let Some(value) = fields.take("modalities", Null::Absent)
+        && value != serde_json::json!(["text"])
+    {
+        return Err(unsupported("modalities", "only `[\"text\"]` is supported"));
     }
     for (field, expected) in [("reasoning_effort", "a string"), ("verbosity", "a string")] {
-        if let Some(value) = fields.take(field, Null::Absent) {
-            if !value.is_string() {
-                return Err(wrong_type(field, expected, &value));
-            }
+        if let Some(value) = fields.take(field, Null::Absent)
+            && !value.is_string()
+        {
+            return Err(wrong_type(field, expected, &value));
         }
     }
     for field in ["audio", "prediction", "moderation", "web_search_options", "prompt_cache_options"]

@@ -69,7 +69,7 @@ fn prepare(app: &App, body: &[u8]) -> Result<(Job, Vec<TokenisedPrompt>, bool), 
     let prompts = prompts.map(|(i, p)| prompt::text(&model, i, p, request.echo, vocab_size));
     let prompts: Vec<TokenisedPrompt> = prompts.collect::<Result<_, _>>()?;
     let job = Job {
-        stop_token_ids: Job::stop_tokens(&model, &request.options),
+        stop_token_ids: Job::stop_tokens(&model, &request.options)?,
         model,
         prompts: prompts.iter().map(|p| Arc::clone(&p.tokens)).collect(),
         max_tokens: Some(request.max_tokens),

@@ -81,15 +81,25 @@ pub(super) struct Job {
 
 impl Job {
     /// The tokens that end a choice: the model's, unless ignored, and the request's.
-    pub(super) fn stop_tokens(model: &ServedModel, options: &Options) -> Arc<[TokenId]> {
+    pub(super) fn stop_tokens(
+        model: &ServedModel,
+        options: &Options,
+    ) -> Result<Arc<[TokenId]>, ApiError> {
         let mut ids = options.stop_token_ids.clone();
+        // Checked here, where the request's own order still holds.
+        let vocab_size = model.engine.info().vocab_size;
+        if let Some((i, id)) = ids.iter().enumerate().find(|(_, id)| **id >= vocab_size) {
+            let name = format!("stop_token_ids[{i}]");
+            let message = format!("`{name}` must be below {vocab_size}, not {id}.");
+            return Err(ApiError::field(name, "invalid_value", message));
+        }
         if !options.ignore_eos {
             ids.extend(&model.defaults.eos);
             ids.extend(model.text.end_of_turn_ids().iter());
         }
         ids.sort_unstable();
         ids.dedup();
-        ids.into()
+        Ok(ids.into())
     }
 
     /// How many tokens may follow a prompt of this length.

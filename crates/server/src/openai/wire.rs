@@ -142,9 +142,9 @@ pub(super) fn token_text(text: &TextModel, id: TokenId, logprob: f32) -> TokenTe
     TokenText { token, logprob: finite(logprob), bytes }
 }
 
-/// The entries of visible tokens; the one that ended the answer is none.
+/// The entries of visible tokens: their bytes, joined, are the text.
 pub(super) fn chat_logprobs(text: &TextModel, entries: &[TokenEntry]) -> ChatLogprobs {
-    let visible = entries.iter().filter(|entry| !entry.is_stop);
+    let visible = entries.iter().filter(|entry| !entry.is_silent);
     let content = visible.map(|entry| ChatLogprob {
         token: token_text(text, entry.token.id, entry.token.logprob.unwrap_or(f32::NEG_INFINITY)),
         top_logprobs: entry.token.top.iter().map(|t| token_text(text, t.id, t.logprob)).collect(),
@@ -174,7 +174,7 @@ impl TextLogprobs {
 
     /// Appends the tokens of an answer that begins `offset` characters into the text.
     pub(super) fn extend(&mut self, text: &TextModel, entries: &[TokenEntry], offset: usize) {
-        for entry in entries.iter().filter(|entry| !entry.is_stop) {
+        for entry in entries.iter().filter(|entry| !entry.is_silent) {
             self.push(text, &entry.token, offset + entry.start_char);
         }
     }
