@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
-use crate::command::{completions, keys, list, pull, rm, show};
+use crate::command::{
+    bench, chat, completions, keys, list, perplexity, pull, rm, serve, show, tokenize, up,
+};
 use crate::config::{LogFormat, LogLevel, Settings};
 use crate::logging;
 
@@ -25,7 +27,7 @@ Settings come from flags, then the environment, then the file given with --confi
 /// An open, self-hosted full-stack AI cloud in one program.
 ///
 /// Serves language models through the OpenAI API from this machine: nothing leaves it.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "mintage", version, after_help = EXAMPLES, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -93,13 +95,19 @@ fn hub_token() -> Option<String> {
     std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty())
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
+    Up(up::UpArgs),
+    Chat(chat::ChatArgs),
+    Serve(serve::ServeArgs),
     Pull(pull::PullArgs),
     List(list::ListArgs),
     Show(show::ShowArgs),
     Rm(rm::RmArgs),
     Keys(keys::KeysArgs),
+    Perplexity(perplexity::PerplexityArgs),
+    Tokenize(tokenize::TokenizeArgs),
+    Bench(bench::BenchArgs),
     Completions(completions::CompletionsArgs),
 }
 
@@ -112,11 +120,17 @@ impl Cli {
         let settings = Settings::resolve(&self.global)?;
         logging::start(&settings.log)?;
         match self.command {
+            Command::Up(args) => up::run(settings, &args),
+            Command::Chat(args) => chat::run(settings, &args),
+            Command::Serve(args) => serve::run(settings, &args),
             Command::Pull(args) => pull::run(&settings, &args),
             Command::List(args) => list::run(&settings, &args),
             Command::Show(args) => show::run(&settings, &args),
             Command::Rm(args) => rm::run(&settings, &args),
             Command::Keys(args) => keys::run(&settings, &args),
+            Command::Perplexity(args) => perplexity::run(settings, &args),
+            Command::Tokenize(args) => tokenize::run(&settings, &args),
+            Command::Bench(args) => bench::run(args),
             Command::Completions(args) => completions::run(&args),
         }
     }

@@ -1,8 +1,14 @@
 //! One module a subcommand: its arguments and what it does.
 
+pub(crate) mod bench;
+pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod keys;
 pub(crate) mod list;
+pub(crate) mod perplexity;
 pub(crate) mod pull;
 pub(crate) mod rm;
+pub(crate) mod serve;
 pub(crate) mod show;
+pub(crate) mod tokenize;
+pub(crate) mod up;

@@ -140,7 +140,7 @@ impl Default for EngineSettings {
             context_tokens: 0,
             kv_cache_mib: 1024,
             max_running: 64,
-            max_waiting: 1024,
+            max_waiting: 256,
             step_tokens: 512,
         }
     }

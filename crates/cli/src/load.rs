@@ -101,7 +101,8 @@ fn decoder_and_text(
             .with_context(|| format!("the weights of `{}` cannot be loaded", model.name));
         bar.finish_and_clear();
         let text = text.join().map_err(|_| anyhow!("the tokenizer's thread panicked"))?;
-        let text = text.with_context(|| format!("the tokenizer of `{}` cannot be used", model.name))?;
+        let text =
+            text.with_context(|| format!("the tokenizer of `{}` cannot be used", model.name))?;
         Ok((decoder?, text))
     })
 }
@@ -111,9 +112,9 @@ fn progress_bar(model: &ResolvedModel) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
-    if let Ok(style) =
-        ProgressStyle::with_template("loading {msg}  {bar:28}  {binary_bytes} / {binary_total_bytes}")
-    {
+    if let Ok(style) = ProgressStyle::with_template(
+        "loading {msg}  {bar:28}  {binary_bytes} / {binary_total_bytes}",
+    ) {
         bar.set_style(style.progress_chars("━━─"));
     }
     bar.set_message(model.name.to_string());

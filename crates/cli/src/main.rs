@@ -1,9 +1,11 @@
 //! The `mintage` command: parse, resolve the settings once, run one subcommand, say what went wrong.
 
 mod arguments;
+mod bench;
 mod command;
 mod config;
 mod keys_folder;
+mod load;
 mod logging;
 mod models;
 mod output;

@@ -102,7 +102,8 @@ fn progress_bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
-    if let Ok(style) = ProgressStyle::with_template("{pos} / {len} windows  {bar:28}  {msg}  {eta}") {
+    if let Ok(style) = ProgressStyle::with_template("{pos} / {len} windows  {bar:28}  {msg}  {eta}")
+    {
         bar.set_style(style.progress_chars("━━─"));
     }
     bar

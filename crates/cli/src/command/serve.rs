@@ -116,7 +116,8 @@ fn server_config(settings: &ServerSettings) -> ServerConfig {
             max_concurrent_requests: settings.max_concurrent_requests,
             max_body_bytes: settings.max_body_bytes,
             max_choices: settings.max_choices,
-            max_output_tokens: (settings.max_output_tokens > 0).then_some(settings.max_output_tokens),
+            max_output_tokens: (settings.max_output_tokens > 0)
+                .then_some(settings.max_output_tokens),
             request_timeout: Duration::from_secs(settings.request_timeout_s),
             ..Limits::default()
         },
@@ -158,7 +159,10 @@ fn load_models(settings: &Settings) -> Result<Fleet> {
         let name = wanted.name.clone().unwrap_or_else(|| model.name.to_string());
         let loaded = load::engine(&settings.engine, &model, &name)?;
         let context_tokens = loaded.engine.info().context_length;
-        eprintln!("{name} loaded in {:.1} s, context {context_tokens} tokens", loaded.took.as_secs_f64());
+        eprintln!(
+            "{name} loaded in {:.1} s, context {context_tokens} tokens",
+            loaded.took.as_secs_f64()
+        );
         let known = hub.catalogue().find(model.name.as_str()).filter(|_| model.manifest.is_some());
         fleet.engines.push(Arc::clone(&loaded.engine));
         fleet.served.push(ServedModel {

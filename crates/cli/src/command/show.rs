@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use anyhow::{Result, bail};
 use clap::Args;
 use mintage_hub::{Hub, ModelRef, ResolvedModel};
+use mintage_kernels::KvFormat;
 use mintage_model::{GgufValue, ModelFile};
 
 use crate::config::Settings;
@@ -14,8 +15,6 @@ use crate::pull_progress::PullProgress;
 
 /// Context for which memory is stated if none is asked for, tokens.
 const DEFAULT_CONTEXT_TOKENS: u64 = 4096;
-/// Bytes of one element of the KV cache.
-const KV_ELEMENT_BYTES: usize = 2;
 /// Characters of a metadata value that are shown.
 const VALUE_CHARS: usize = 200;
 /// Elements of an array that are shown.
@@ -77,7 +76,7 @@ pub(crate) fn run(settings: &Settings, args: &ShowArgs) -> Result<()> {
 
 /// Bytes of the KV cache for so many tokens.
 fn kv_bytes(file: &ModelFile, tokens: u64) -> u64 {
-    file.config().kv_bytes_per_token(KV_ELEMENT_BYTES).saturating_mul(tokens)
+    file.config().kv_bytes_per_token(KvFormat::default().bytes()).saturating_mul(tokens)
 }
 
 fn context(args: &ShowArgs, file: &ModelFile) -> u64 {
