@@ -131,6 +131,8 @@ impl CpuEngine {
         };
         let max_waiting = u32::try_from(scheduler.max_waiting).unwrap_or(u32::MAX);
         let core = EngineCore::new(forward, scheduler, info.context_length);
+        let event_capacity =
+            config.event_capacity.max(EVENTS_BESIDES_TOKENS + core.max_tokens_a_step());
         let shared = Arc::new(Shared::default());
         shared.inbox().load = core.load();
         let worker = Worker {
@@ -143,13 +145,7 @@ impl CpuEngine {
         let thread = std::thread::Builder::new()
             .name("mintage-engine".to_owned())
             .spawn(move || worker.guarded_run())?;
-        Ok(Self {
-            info,
-            max_waiting,
-            event_capacity: config.event_capacity.max(2),
-            shared,
-            thread: Mutex::new(Some(thread)),
-        })
+        Ok(Self { info, max_waiting, event_capacity, shared, thread: Mutex::new(Some(thread)) })
     }
 
     /// Takes no new requests, lets the present ones finish for at most `drain`, ends the rest with

@@ -16,6 +16,7 @@ use mintage_model::{
 use crate::forward::{Batch, BatchSequence, Forward, ForwardError, LogitsBuffer, LogitsFor};
 use crate::sampler::{Sampler, logprobs};
 use crate::scheduler::{NewSequence, PlannedRow, Scheduler, SchedulerConfig, SequenceId, StepPlan};
+use crate::speculation::{Drafter, MAX_DRAFTS, MAX_STEP_DRAFTS};
 
 /// Tells the time since the engine's start.
 pub type Clock<'a> = &'a dyn Fn() -> Duration;
@@ -37,6 +38,7 @@ struct Active {
     request: GenerateRequest,
     deadline: Option<Duration>,
     sampler: Sampler,
+    drafter: Drafter,
     output_tokens: u32,
     /// Entries for the prompt's tokens so far, where asked for.
     prompt_logprobs: Option<Vec<SampledToken>>,
@@ -93,6 +95,7 @@ impl EngineCore {
         let active = Active {
             deadline,
             sampler: Sampler::new(request.sampling.clone(), &request.prompt),
+            drafter: Drafter::default(),
             output_tokens: 0,
             prompt_logprobs: request.prompt_logprobs.map(|_| Vec::new()),
             prefilled: false,
@@ -118,7 +121,7 @@ impl EngineCore {
     /// Tokens one request may get from one step.
     #[must_use]
     pub fn max_tokens_a_step(&self) -> usize {
-        1
+        1 + self.config.max_drafts.min(MAX_DRAFTS)
     }
 
     /// Ends a request between steps.
@@ -167,6 +170,9 @@ impl EngineCore {
     /// What the forward pass refused; the caller resets.
     pub fn step(&mut self, clock: Clock<'_>, emit: Emit<'_>) -> Result<StepOutcome, ForwardError> {
         let start = clock();
+        if self.config.max_drafts > 0 {
+            self.propose_drafts();
+        }
         let plan = self.scheduler.schedule(start);
         if plan.rows.is_empty() {
             return Ok(StepOutcome::Idle);
@@ -186,6 +192,35 @@ impl EngineCore {
         self.totals.step_time += step_time;
         self.scheduler.observe(plan.shape, step_time.as_secs_f64() * 1000.0);
         Ok(StepOutcome::Computed)
+    }
+
+    /// Guesses tokens for sequences that decode, as far as verifying them pays.
+    fn propose_drafts(&mut self) {
+        let mut shape = self.scheduler.decode_shape();
+        let mut tokens = shape.decode_rows as f64;
+        let mut room = MAX_STEP_DRAFTS;
+        for (&id, active) in &mut self.active {
+            if !self.scheduler.is_decoding(id) {
+                continue;
+            }
+            self.scheduler.set_drafts(id, &[]);
+            let sequence = self.scheduler.tokens(id);
+            // The last token allowed is sampled without a guess.
+            let left = active.request.max_new_tokens.saturating_sub(active.output_tokens) as usize;
+            let context = (self.context_length as usize).saturating_sub(sequence.len());
+            let most = self.config.max_drafts.min(MAX_DRAFTS).min(room);
+            let most = most.min(left.saturating_sub(1)).min(context.saturating_sub(1));
+            let mut guess = active.drafter.guess(sequence, most);
+            let computed = sequence.len() - 1;
+            let cost = self.scheduler.cost();
+            let (count, gained) =
+                active.drafter.worthwhile(cost, shape, tokens, computed, guess.len());
+            guess.truncate(count);
+            shape = shape.with(computed, count, false);
+            tokens += gained;
+            room -= count;
+            self.scheduler.set_drafts(id, &guess);
+        }
     }
 
     /// The forward pass of a plan.
@@ -283,6 +318,9 @@ impl EngineCore {
             };
             if drafted.get(accepted) != Some(&token) {
                 self.totals.accepted_draft_tokens += accepted as u64;
+                if let Some(active) = self.active.get_mut(&id) {
+                    active.drafter.verified(drafts, accepted);
+                }
                 self.scheduler.commit(row, drafts - accepted);
                 self.scheduler.push_token(id, token);
                 return;

@@ -12,6 +12,7 @@ pub mod cost_model;
 pub mod paged_kv;
 pub mod prefix_tree;
 pub mod sampler;
+mod speculation;
 
 pub use cpu_engine::{CpuEngine, CpuEngineConfig, StartError};
 pub use forward::{

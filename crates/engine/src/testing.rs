@@ -64,7 +64,7 @@ impl FakeForward {
         page * self.page_tokens + position % self.page_tokens
     }
 
-    fn compute(&mut self, sequence: &BatchSequence<'_>, mut rows: impl FnMut(usize, u64)) {
+    fn compute(&mut self, sequence: &BatchSequence<'_>, mut rows: impl FnMut(usize, u64, TokenId)) {
         // The whole prefix is read, as attention does.
         let mut state = 1;
         for position in 0..sequence.first_position {
@@ -78,7 +78,7 @@ impl FakeForward {
             let slot = self.slot(sequence, position);
             self.slots[slot] = value;
             state = mix(state, value);
-            rows(index, state);
+            rows(index, state, token);
         }
     }
 }
@@ -111,11 +111,15 @@ impl Forward for FakeForward {
             let prompt_starts = |token| sequence.first_position == 0 && sequence.tokens[0] == token;
             assert!(!prompt_starts(PANIC_TOKEN), "the panic token");
             let nan = prompt_starts(NAN_TOKEN);
-            self.compute(sequence, |index, state| {
+            self.compute(sequence, |index, state, token| {
                 if index >= skip {
                     for (id, x) in out[row * VOCAB..(row + 1) * VOCAB].iter_mut().enumerate() {
                         let bits = mix(state, id as u64) >> 40;
                         *x = if nan { f32::NAN } else { bits as f32 / (1 << 22) as f32 };
+                    }
+                    // Three times of four the next token follows from the last: answers repeat themselves, as real ones do.
+                    if !nan && state & 0xF00 != 0 && state & 0x300 != 0 {
+                        out[row * VOCAB + (token as usize * 3 + 1) % 90] += 12.0;
                     }
                     row += 1;
                 }

@@ -322,8 +322,9 @@ fn random_request(dice: &mut Dice, context: u32) -> GenerateRequest {
     }
 }
 
-/// Random arrivals, cancels, deadlines and slow readers on few pages. Returns how often pages were taken away.
-fn simulate(seed: u64) -> u64 {
+/// Random arrivals, cancels, deadlines and slow readers on few pages, with and without guesses. Returns the load at the
+/// end.
+fn simulate(seed: u64) -> EngineLoad {
     let mut dice = Dice(seed);
     let pages = 12 + dice.below(60) as u32;
     let mut bench = Bench::new(SchedulerConfig {
@@ -331,6 +332,7 @@ fn simulate(seed: u64) -> u64 {
         max_waiting: 1000,
         max_step_tokens: 8 + dice.below(100) as usize,
         target_gap_ms: 20.0 + dice.below(200) as f64,
+        max_drafts: dice.below(3) as usize * 4,
         ..config(pages)
     });
     let context = (pages - 1) * 4;
@@ -382,7 +384,7 @@ fn simulate(seed: u64) -> u64 {
     }
     let (free, total) = bench.core.scheduler.pages_free_and_total();
     assert_eq!(free, total, "seed {seed}: pages leaked");
-    bench.core.load().preemptions
+    bench.core.load()
 }
 
 proptest! {
@@ -395,6 +397,26 @@ proptest! {
 }
 
 #[test]
-fn the_simulator_takes_pages_away() {
-    assert!((0..40).map(simulate).sum::<u64>() > 100, "the simulator is too easy");
+fn the_simulator_takes_pages_away_and_guesses() {
+    let loads: Vec<_> = (0..40).map(simulate).collect();
+    let sum = |of: fn(&EngineLoad) -> u64| loads.iter().map(of).sum::<u64>();
+    let (preemptions, guesses) = (sum(|load| load.preemptions), sum(|load| load.draft_tokens));
+    let right = sum(|load| load.accepted_draft_tokens);
+    assert!(preemptions > 100, "{preemptions} preemptions");
+    assert!(right > 100 && guesses > right, "{right} of {guesses} guesses were right");
+}
+
+#[test]
+fn guesses_save_steps_and_change_nothing() {
+    let wanted = request(&prompt(4, 30), 200);
+    let run = |max_drafts| {
+        let mut bench = Bench::new(SchedulerConfig { max_drafts, ..config(400) });
+        let id = bench.submit(wanted.clone());
+        bench.run();
+        (said(&bench.events[&id]), bench.core.load().steps)
+    };
+    let (plain, plain_steps) = run(0);
+    let (guessed, guessed_steps) = run(8);
+    assert_eq!(plain, guessed);
+    assert!(guessed_steps < plain_steps, "{guessed_steps} steps instead of {plain_steps}");
 }

@@ -57,6 +57,8 @@ pub struct SchedulerConfig {
     pub target_gap_ms: f64,
     /// How long a step may take while only prompts are computed, ms.
     pub prompt_step_ms: f64,
+    /// Guessed tokens verified for one sequence in a step, at most 8; 0 turns speculation off.
+    pub max_drafts: usize,
 }
 
 impl Default for SchedulerConfig {
@@ -69,6 +71,7 @@ impl Default for SchedulerConfig {
             max_step_tokens: 512,
             target_gap_ms: 100.0,
             prompt_step_ms: 400.0,
+            max_drafts: 0,
         }
     }
 }
@@ -186,11 +189,9 @@ impl Scheduler {
 
     /// Guesses that follow the sampled tokens of a decoding sequence; they enter the next step as tokens.
     pub fn set_drafts(&mut self, id: SequenceId, drafts: &[TokenId]) {
-        if let Some(sequence) = self.sequences.get_mut(&id)
-            && sequence.is_decoding()
-            && !sequence.paused
-        {
-            sequence.drop_drafts();
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        sequence.drop_drafts();
+        if sequence.is_decoding() && !sequence.paused {
             sequence.tokens.extend_from_slice(drafts);
             sequence.num_drafts = drafts.len();
         }
@@ -373,6 +374,13 @@ impl Scheduler {
     #[must_use]
     pub fn is_decoding(&self, id: SequenceId) -> bool {
         self.sequences.get(&id).is_some_and(Sequence::is_decoding)
+    }
+
+    /// The step that computes the last token of each sequence that decodes, without drafts.
+    #[must_use]
+    pub fn decode_shape(&self) -> StepShape {
+        let decoding = self.sequences.values().filter(|s| s.is_decoding() && !s.paused);
+        decoding.fold(StepShape::default(), |shape, s| shape.with(s.num_computed, 1, false))
     }
 
     /// Guesses at the end of a sequence's tokens.

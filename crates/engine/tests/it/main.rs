@@ -3,3 +3,4 @@
 
 mod forward_goldens;
 mod forward_invariance;
+mod serving;

@@ -1,0 +1,192 @@
+//! Whole requests on real files: what a request says does not depend on its neighbours, on chunks, on cache hits or on
+//! losing its pages, bit for bit; and whoever hangs up leaves nothing behind.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_core::Stream;
+use mintage_engine::{
+    CpuEngine, CpuEngineConfig, Decoder, DecoderOptions, KvSize, SchedulerConfig, WeightStorage,
+};
+use mintage_kernels::KvFormat;
+use mintage_model::{
+    CacheDomain, Engine, Event, EventStream, Finish, FinishReason, GenerateRequest, ModelFile,
+    Priority, SamplingParams, TokenId,
+};
+
+const SMALL: &str = "smollm2-135m-instruct-q4_1.gguf";
+const QWEN: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
+
+fn engine(
+    file: &str,
+    pages: usize,
+    threads: usize,
+    scheduler: SchedulerConfig,
+) -> Option<CpuEngine> {
+    let Some(folder) = std::env::var_os("MINTAGE_TEST_MODELS") else {
+        eprintln!("skipped: MINTAGE_TEST_MODELS names no folder with models");
+        return None;
+    };
+    let path = std::path::Path::new(&folder).join(file);
+    let options = DecoderOptions {
+        threads,
+        kv_format: KvFormat::F16,
+        kv_size: KvSize::Pages(pages),
+        weights: WeightStorage::AsStored,
+    };
+    let decoder = Decoder::load(&ModelFile::open(&path).unwrap(), &options, &mut |_| {}).unwrap();
+    let config = CpuEngineConfig { scheduler, ..CpuEngineConfig::default() };
+    Some(CpuEngine::start(file.to_owned(), Box::new(decoder), config).unwrap())
+}
+
+/// Requests of all kinds; every other one begins with the same 70 tokens.
+fn request(index: u32) -> GenerateRequest {
+    let shared = (0..if index % 2 == 0 { 70 } else { 0 }).map(|i: u32| (i * 7919 + 11) % 40_000);
+    let own = (0..20 + index * 9 % 50).map(|i| (i * 104_729 + index * 977 + 5) % 40_000);
+    let sampling = match index % 3 {
+        0 => SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        1 => SamplingParams { seed: index.into(), top_p: 0.95, ..SamplingParams::default() },
+        _ => SamplingParams {
+            seed: index.into(),
+            temperature: 0.7,
+            top_k: 40,
+            repetition_penalty: 1.1,
+            ..SamplingParams::default()
+        },
+    };
+    GenerateRequest {
+        request_id: format!("r{index}"),
+        prompt: shared.chain(own).collect(),
+        max_new_tokens: [100, 60, 28][index as usize % 3],
+        sampling,
+        logprobs: (index % 4 == 0).then_some(3),
+        prompt_logprobs: (index % 5 == 4).then_some(1),
+        tenant: (index % 3).into(),
+        priority: if index % 7 == 6 { Priority::Batch } else { Priority::Online },
+        ..GenerateRequest::default()
+    }
+}
+
+fn next(stream: &mut EventStream) -> Option<Event> {
+    let mut context = Context::from_waker(Waker::noop());
+    for _ in 0..120_000 {
+        match Pin::new(&mut *stream).poll_next(&mut context) {
+            Poll::Ready(event) => return event,
+            Poll::Pending => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    panic!("the stream hangs")
+}
+
+/// Everything a request says but how much came from the cache; and how it ended.
+fn read(mut stream: EventStream) -> (Vec<Event>, Finish) {
+    let mut events = Vec::new();
+    while let Some(event) = next(&mut stream) {
+        match event {
+            Event::Finished(finish) => return (events, finish),
+            Event::Prefilled { prompt_logprobs, .. } => {
+                events.push(Event::Prefilled { cached_tokens: 0, prompt_logprobs });
+            }
+            token @ Event::Token(_) => events.push(token),
+        }
+    }
+    panic!("the stream ended without `Finished`")
+}
+
+fn assert_nothing_left(engine: &CpuEngine) {
+    for _ in 0..5000 {
+        let load = engine.load();
+        if load.running + load.waiting == 0 {
+            assert_eq!(load.kv_pages_free, load.kv_pages_total, "pages leaked");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("the engine does not come to rest: {:?}", engine.load());
+}
+
+/// Each request alone, whole, without cache hits; then all together on few pages in small chunks with other threads.
+fn check(file: &str, requests: u32) {
+    let whole = SchedulerConfig { prompt_step_ms: 1e9, ..SchedulerConfig::default() };
+    let Some(quiet) = engine(file, 64, 1, whole) else { return };
+    let alone: Vec<_> = (0..requests)
+        .map(|index| {
+            let cache_domain = CacheDomain([index as u8; 16]);
+            let stream = quiet.submit(GenerateRequest { cache_domain, ..request(index) });
+            let (events, finish) = read(stream.unwrap());
+            assert_eq!(finish.usage.cached_tokens, 0);
+            events
+        })
+        .collect();
+    drop(quiet);
+    let crowded = SchedulerConfig {
+        max_running: 8,
+        max_step_tokens: 48,
+        target_gap_ms: 5.0,
+        ..SchedulerConfig::default()
+    };
+    let Some(engine) = engine(file, 10, 2, crowded) else { return };
+    let streams: Vec<_> = (0..requests).map(|i| engine.submit(request(i)).unwrap()).collect();
+    for (index, (stream, alone)) in streams.into_iter().zip(&alone).enumerate() {
+        let (events, finish) = read(stream);
+        assert_eq!(finish.reason, FinishReason::Length, "request {index}");
+        assert_eq!(&events, alone, "request {index}");
+    }
+    let load = engine.load();
+    assert!(load.prefix_cache_hits > 0 && load.preemptions > 0, "too easy: {load:?}");
+    assert_nothing_left(&engine);
+}
+
+#[test]
+fn company_changes_nothing_on_smollm2() {
+    check(SMALL, 14);
+}
+
+#[test]
+fn company_changes_nothing_on_qwen() {
+    check(QWEN, 5);
+}
+
+#[test]
+fn who_hangs_up_leaves_nothing_behind() {
+    let Some(engine) = engine(SMALL, 40, 2, SchedulerConfig::default()) else { return };
+    let answers: Vec<Vec<Event>> =
+        (0..6).map(|index| read(engine.submit(request(index)).unwrap()).0).collect();
+    let tokens = |events: &[Event]| -> Vec<TokenId> {
+        let id = |event: &Event| match event {
+            Event::Token(token) => Some(token.id),
+            _ => None,
+        };
+        events.iter().filter_map(id).collect()
+    };
+    std::thread::scope(|scope| {
+        for user in 0..8u32 {
+            let (engine, answers) = (&engine, &answers);
+            scope.spawn(move || {
+                for round in 0..6 {
+                    let index = (user + round) % 6;
+                    let mut stream = engine.submit(request(index)).unwrap();
+                    // Two of three hang up: one after some events, one at once; the third cancels or reads on.
+                    match (user * 7 + round * 5) % 6 {
+                        0 | 1 => drop(stream),
+                        2 | 3 => {
+                            for _ in 0..=(user + round) % 9 {
+                                let _ = next(&mut stream);
+                            }
+                        }
+                        4 => {
+                            stream.cancel();
+                            let (events, finish) = read(stream);
+                            let said = tokens(&events);
+                            assert_eq!(said.len() as u32, finish.usage.output_tokens);
+                            assert!(tokens(&answers[index as usize]).starts_with(&said));
+                        }
+                        _ => assert_eq!(read(stream).0, answers[index as usize]),
+                    }
+                }
+            });
+        }
+    });
+    assert_nothing_left(&engine);
+}
