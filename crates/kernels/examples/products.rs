@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("prepare 512 × 896: {:.0} µs", bench::preparation(&pool, 512, 896) * 1e6);
     print!("{:7} {:>13}", "format", "shape");
     rows.iter().for_each(|rows| print!(" | {:>7}", format!("M{rows}")));
-    println!(" | GB/s at the first");
+    println!(" | GB/s at the first | packing GB/s");
     for (format, outputs, inputs) in SHAPES {
         if !formats.is_empty() && !formats.contains(&format) {
             continue;
@@ -74,7 +74,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 rate = measured.gb_per_s * scale;
             }
         }
-        println!(" | {rate:.1}");
+        let packing = bench::packing(&pool, format, (outputs.min(16_384), inputs))?;
+        println!(" | {rate:17.1} | {packing:.1}");
     }
     Ok(())
 }

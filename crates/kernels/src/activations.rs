@@ -43,6 +43,14 @@ pub(crate) struct ActivationBlock {
     pub(crate) neg_pairs: [[i16; 2]; 3],
 }
 
+impl ActivationBlock {
+    /// `scale · Σ q` of one half. The sum is a multiple of 128 in store, so the shift is exact.
+    #[inline(always)]
+    pub(crate) fn scaled_half_sum(&self, half: usize) -> f32 {
+        self.scale * -(self.neg_half_128[half] >> 7) as f32
+    }
+}
+
 const ZERO_BLOCK: ActivationBlock = ActivationBlock {
     q: [0; BLOCK],
     scale: 0.0,

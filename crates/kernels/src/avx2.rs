@@ -320,8 +320,7 @@ unsafe fn block_products<Q: Quantised, const T: usize>(
                 sums[t][h] = _mm256_fmadd_ps(term, _mm256_set1_ps(a[t].scale), sums[t][h]);
                 if Q::HAS_MIN {
                     for half in 0..2 {
-                        let sum =
-                            _mm256_set1_ps(a[t].scale * (a[t].neg_half_128[half] / -128) as f32);
+                        let sum = _mm256_set1_ps(a[t].scaled_half_sum(half));
                         sums[t][h] = _mm256_fmadd_ps(w.min[half][h], sum, sums[t][h]);
                     }
                 }
@@ -470,9 +469,8 @@ unsafe fn unpack<Q: Quantised>(packed: *const u8) -> [Pair<__m256i>; VECTORS] {
     let stored = |index: usize, h: usize| unsafe {
         _mm256_loadu_si256(packed.add(64 * index + 32 * h).cast())
     };
-    let table = IQ4_VALUES.map(|v| v as i8);
     // SAFETY: sixteen bytes.
-    let table = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())) };
+    let table = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(IQ4_VALUES.as_ptr().cast())) };
     let mut codes = [[_mm256_setzero_si256(); 2]; VECTORS];
     for (j, codes) in codes.iter_mut().enumerate() {
         for (h, code) in codes.iter_mut().enumerate() {
@@ -677,6 +675,10 @@ unsafe fn float_strips<F: Float>(
 /// # Safety
 /// AVX2, FMA, F16C; `S` strips from `first` exist, `group` points to `cols × T` values, `T` rows of output follow
 /// `first_activation`.
+#[allow(
+    clippy::needless_range_loop,
+    reason = "tiles are read by index: strip, activation row, half"
+)]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn float_tile<F: Float, const S: usize, const T: usize>(
     w: &PackedMatrix,

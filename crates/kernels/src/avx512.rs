@@ -234,6 +234,10 @@ unsafe fn panel_strips<Q: Quantised, const S: usize>(
 ///
 /// # Safety
 /// As [`quantised_strips`]; `count` blocks of `S` strips of the panel are written, `group` has `count × T`.
+#[allow(
+    clippy::needless_range_loop,
+    reason = "tiles are read by index: strip, activation row, block"
+)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn tile<Q: Quantised, const S: usize, const T: usize>(
     panel: &Panel,
@@ -304,8 +308,7 @@ unsafe fn block_products<Q: Quantised, const S: usize, const T: usize>(
                 sums[s][t] = _mm512_fmadd_ps(term, _mm512_set1_ps(a[t].scale), sums[s][t]);
                 if Q::HAS_MIN {
                     for half in 0..2 {
-                        let sum =
-                            _mm512_set1_ps(a[t].scale * (a[t].neg_half_128[half] / -128) as f32);
+                        let sum = _mm512_set1_ps(a[t].scaled_half_sum(half));
                         sums[s][t] = _mm512_fmadd_ps(w[s].scales.min[half], sum, sums[s][t]);
                     }
                 }
@@ -588,6 +591,10 @@ unsafe fn float_strips<F: Float>(
 /// # Safety
 /// AVX-512 F; `S` strips from `first` exist, `group` points to `cols × T` values, `T` rows of output follow
 /// `first_activation`.
+#[allow(
+    clippy::needless_range_loop,
+    reason = "tiles are read by index: strip, activation row, block"
+)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn float_tile<F: Float, const S: usize, const T: usize>(
     w: &PackedMatrix,

@@ -103,6 +103,25 @@ pub fn preparation(pool: &Pool, rows: usize, cols: usize) -> f64 {
     })
 }
 
+/// GB/s of file bytes repacked, median.
+///
+/// # Errors
+/// If the shape does not fit the format.
+pub fn packing(
+    pool: &Pool,
+    format: Format,
+    (rows, cols): (usize, usize),
+) -> Result<f64, KernelError> {
+    let data = synthetic::weights(format, rows, cols, 1);
+    let mut result = Ok(());
+    let seconds = median_seconds(|| {
+        result = PackedMatrix::pack(format, rows, cols, &data, pool).map(|matrix| {
+            black_box(&matrix);
+        });
+    });
+    result.map(|()| data.len() as f64 / seconds / 1e9)
+}
+
 fn median_seconds(run: impl FnMut()) -> f64 {
     seconds_of(run).median
 }

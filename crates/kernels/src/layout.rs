@@ -102,18 +102,24 @@ pub(crate) const fn field(bits: usize, j: usize) -> (usize, usize) {
     }
 }
 
-/// Writes 32 codes of one row into a zeroed code block.
+/// Writes 32 codes of one row into a zeroed code block, four columns (the row's lane of one vector) at a time. Inlined, so
+/// that a caller that knows the format at compile time gets straight code.
+#[inline(always)]
 pub(crate) fn put_codes(format: Format, block: &mut [u8], row: usize, codes: &[u8; BLOCK]) {
     let (low_bits, high_bits) = code_bits(format);
-    let (low, high) = block.split_at_mut(LINE * low_bits);
-    for (column, &code) in codes.iter().enumerate() {
-        let (j, lane) = (column / 4, 4 * row + column % 4);
-        let (vector, shift) = field(low_bits, j);
-        low[LINE * vector + lane] |=
-            (u32::from(code) & ((1 << low_bits) - 1)).wrapping_shl(shift as u32) as u8;
+    let every_byte = |bits: usize| u32::from_ne_bytes([((1_u32 << bits) - 1) as u8; 4]);
+    let (lanes, _) = block.as_chunks_mut::<4>();
+    let (fours, _) = codes.as_chunks::<4>();
+    for (j, four) in fours.iter().enumerate() {
+        let four = u32::from_le_bytes(*four);
+        let mut put = |first_vector: usize, bits: usize, values: u32| {
+            let (vector, shift) = field(bits, j);
+            let lane = &mut lanes[LINE / 4 * (first_vector + vector) + row];
+            *lane = (u32::from_le_bytes(*lane) | (values << shift)).to_le_bytes();
+        };
+        put(0, low_bits, four & every_byte(low_bits));
         if high_bits > 0 {
-            let (vector, shift) = field(high_bits, j);
-            high[LINE * vector + lane] |= (code >> low_bits) << shift;
+            put(low_bits, high_bits, (four >> low_bits) & every_byte(high_bits));
         }
     }
 }
@@ -134,6 +140,7 @@ pub(crate) fn get_codes(format: Format, block: &[u8], row: usize) -> [u8; BLOCK]
 }
 
 /// Writes the scales of one row and the `sub`-th 32 columns of a scale group into its zeroed record.
+#[inline(always)]
 pub(crate) fn put_scales(
     kind: ScaleKind,
     record: &mut [u8],
@@ -199,6 +206,7 @@ pub(crate) fn get_scales(kind: ScaleKind, record: &[u8], sub: usize, row: usize)
 
 /// Six-bit number `index` of `count`: its nibble stands in vector `index mod count/2`, its upper bits in vector
 /// `index / 4` behind the nibbles.
+#[inline(always)]
 fn put_six_bits(plane: &mut [u8], count: usize, index: usize, row: usize, value: u8) {
     let half = count / 2;
     plane[STRIP_ROWS * (index % half) + row] |= (value & 15) << (4 * (index / half));

@@ -7,6 +7,7 @@ use crate::dequant::{dequantize_row, values_of};
 use crate::layout::{self, STRIP_ROWS, StripSizes};
 use crate::memory::AlignedBytes;
 use crate::native::{self, BLOCK, ScaleKind};
+use crate::quantised::{Quantised, for_quantised};
 use crate::{ActivationKind, Format, Isa, KernelError, Pool};
 
 /// A matrix of (`rows` outputs × `cols` inputs), repacked for [`crate::matmul`].
@@ -169,17 +170,26 @@ fn pack_strip(format: Format, sizes: StripSizes, row_bytes: usize, rows: &[u8], 
         }
         return;
     }
-    let kind = ScaleKind::of(format);
-    let (scale_plane, code_plane) = strip.split_at_mut(sizes.codes_at);
-    let (code_bytes, group_bytes) = (layout::code_block_bytes(format), layout::group_bytes(kind));
-    let subs = format.block_len() / BLOCK;
+    for_quantised!(format, pack_quantised(sizes.codes_at, row_bytes, rows, strip));
+}
+
+fn pack_quantised<Q: Quantised>(codes_at: usize, row_bytes: usize, rows: &[u8], strip: &mut [u8]) {
+    let (scale_plane, code_plane) = strip.split_at_mut(codes_at);
+    let subs = Q::FORMAT.block_len() / BLOCK;
     for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-        for (index, block) in row.chunks_exact(format.block_bytes()).enumerate() {
-            let record = &mut scale_plane[index * group_bytes..][..group_bytes];
-            for sub in 0..subs {
-                let packed = &mut code_plane[(index * subs + sub) * code_bytes..][..code_bytes];
-                layout::put_codes(format, packed, lane, &native::codes(format, block, sub));
-                layout::put_scales(kind, record, sub, lane, &native::scales(format, block, sub));
+        let blocks = row.chunks_exact(Q::FORMAT.block_bytes());
+        let records = scale_plane.chunks_exact_mut(Q::GROUP_BYTES);
+        let packed = code_plane.chunks_exact_mut(subs * Q::CODE_BYTES);
+        for ((block, record), packed) in blocks.zip(records).zip(packed) {
+            for (sub, packed) in packed.chunks_exact_mut(Q::CODE_BYTES).enumerate() {
+                layout::put_codes(Q::FORMAT, packed, lane, &native::codes(Q::FORMAT, block, sub));
+                layout::put_scales(
+                    Q::KIND,
+                    record,
+                    sub,
+                    lane,
+                    &native::scales(Q::FORMAT, block, sub),
+                );
             }
         }
     }

@@ -115,7 +115,7 @@ fn u32_at(block: &[u8], at: usize) -> u32 {
 }
 
 /// Codes of the `sub`-th 32 elements of one block of a quantised format. `block` has the format's `block_bytes`.
-#[inline]
+#[inline(always)]
 pub(crate) fn codes(format: Format, block: &[u8], sub: usize) -> [u8; BLOCK] {
     match format {
         Format::Q4_0 | Format::IQ4_NL => nibbles(&block[2..18]),
@@ -123,50 +123,55 @@ pub(crate) fn codes(format: Format, block: &[u8], sub: usize) -> [u8; BLOCK] {
         Format::Q5_0 => with_bits(nibbles(&block[6..22]), u32_at(block, 2)),
         Format::Q5_1 => with_bits(nibbles(&block[8..24]), u32_at(block, 4)),
         Format::Q8_0 => std::array::from_fn(|i| block[2 + i] ^ 0x80),
-        Format::Q2_K => {
-            let qs = &block[16 + sub / 4 * 32..][..32];
-            std::array::from_fn(|i| (qs[i] >> (2 * (sub % 4))) & 3)
-        }
+        Format::Q2_K => bit_field(&block[16 + sub / 4 * 32..], 2 * (sub % 4), 2),
         Format::Q3_K => {
-            let (high, low) = (&block[..32], &block[32 + sub / 4 * 32..][..32]);
-            std::array::from_fn(|i| {
-                ((low[i] >> (2 * (sub % 4))) & 3) | (((high[i] >> sub) & 1) << 2)
-            })
+            let low = bit_field(&block[32 + sub / 4 * 32..], 2 * (sub % 4), 2);
+            stacked(low, 2, bit_field(block, sub, 1))
         }
-        Format::Q4_K => {
-            let qs = &block[16 + sub / 2 * 32..][..32];
-            std::array::from_fn(|i| (qs[i] >> (4 * (sub % 2))) & 15)
-        }
+        Format::Q4_K => bit_field(&block[16 + sub / 2 * 32..], 4 * (sub % 2), 4),
         Format::Q5_K => {
-            let (high, low) = (&block[16..48], &block[48 + sub / 2 * 32..][..32]);
-            std::array::from_fn(|i| {
-                ((low[i] >> (4 * (sub % 2))) & 15) | (((high[i] >> sub) & 1) << 4)
-            })
+            let low = bit_field(&block[48 + sub / 2 * 32..], 4 * (sub % 2), 4);
+            stacked(low, 4, bit_field(&block[16..], sub, 1))
         }
         Format::Q6_K => {
-            let low = &block[64 * (sub / 4) + 32 * (sub % 2)..][..32];
-            let high = &block[128 + 32 * (sub / 4)..][..32];
-            let (shift, shift_high) = (4 * ((sub % 4) / 2), 2 * (sub % 4));
-            std::array::from_fn(|i| ((low[i] >> shift) & 15) | (((high[i] >> shift_high) & 3) << 4))
+            let low = bit_field(&block[64 * (sub / 4) + 32 * (sub % 2)..], 4 * ((sub % 4) / 2), 4);
+            stacked(low, 4, bit_field(&block[128 + 32 * (sub / 4)..], 2 * (sub % 4), 2))
         }
         Format::IQ4_XS => nibbles(&block[8 + 16 * sub..][..16]),
         Format::F32 | Format::F16 | Format::BF16 => [0; BLOCK],
     }
 }
 
+/// The `bits` bits from `shift` of each of 32 bytes; eight bytes at a time, since processors shift no single bytes.
+#[inline(always)]
+fn bit_field(bytes: &[u8], shift: usize, bits: usize) -> [u8; BLOCK] {
+    let mask = u64::from_ne_bytes([(1 << bits) - 1; 8]);
+    let mut fields = [0; BLOCK];
+    let (targets, _) = fields.as_chunks_mut::<8>();
+    for (target, eight) in targets.iter_mut().zip(bytes[..BLOCK].as_chunks::<8>().0) {
+        *target = ((u64::from_le_bytes(*eight) >> shift) & mask).to_le_bytes();
+    }
+    fields
+}
+
+#[inline(always)]
+fn stacked(low: [u8; BLOCK], bits: usize, high: [u8; BLOCK]) -> [u8; BLOCK] {
+    std::array::from_fn(|i| low[i] | (high[i] << bits))
+}
+
 /// Low nibbles are the first 16 elements, high nibbles the last.
-#[inline]
+#[inline(always)]
 fn nibbles(qs: &[u8]) -> [u8; BLOCK] {
     std::array::from_fn(|i| if i < 16 { qs[i] & 15 } else { qs[i - 16] >> 4 })
 }
 
-#[inline]
+#[inline(always)]
 fn with_bits(low: [u8; BLOCK], bits: u32) -> [u8; BLOCK] {
     std::array::from_fn(|i| low[i] | (((bits >> i) as u8 & 1) << 4))
 }
 
 /// Scales of the `sub`-th 32 elements of one block of a quantised format.
-#[inline]
+#[inline(always)]
 pub(crate) fn scales(format: Format, block: &[u8], sub: usize) -> RawScales {
     let plain = |d| RawScales { d, ..RawScales::default() };
     match format {

@@ -1,6 +1,7 @@
 //! The engine against goldens of an independent implementation, and against itself: the equivalences of a batch.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+mod dequantised_files;
 mod forward_goldens;
 mod forward_invariance;
 mod serving;
