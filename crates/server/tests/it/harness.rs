@@ -62,7 +62,7 @@ pub(crate) async fn start_with(
     let keys = Arc::new(KeyStore::open(folder.path()).unwrap());
     let key = keys.create("test", "acme", 0, None).unwrap();
     let info = EngineInfo { model: MODEL.to_owned(), context_length: CONTEXT, vocab_size: VOCAB };
-    let engine = Arc::new(ScriptedEngine::new(info, 8, respond));
+    let engine = Arc::new(ScriptedEngine::new(info, 64, respond));
     let model = ServedModel {
         name: MODEL.to_owned(),
         aliases: vec!["org/alias".to_owned()],
