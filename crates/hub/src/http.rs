@@ -158,12 +158,16 @@ fn classify(error: ureq::Error, uri: &Uri) -> HttpError {
         | ureq::Error::Tls(_)
         | ureq::Error::Rustls(_)
         | ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => true,
-        ureq::Error::Io(io) => matches!(
-            io.kind(),
-            ErrorKind::ConnectionRefused
-                | ErrorKind::HostUnreachable
-                | ErrorKind::NetworkUnreachable
-        ),
+        // The system's resolver has no error kind of its own.
+        ureq::Error::Io(io) => {
+            io.to_string().contains("failed to lookup address")
+                || matches!(
+                    io.kind(),
+                    ErrorKind::ConnectionRefused
+                        | ErrorKind::HostUnreachable
+                        | ErrorKind::NetworkUnreachable
+                )
+        }
         _ => false,
     };
     let message = error.to_string();

@@ -64,7 +64,7 @@ impl Running {
     fn chat(&self, key: &str) -> (u16, Value) {
         let body = json!({
             "model": "smollm2-135m-instruct-q4_1",
-            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "messages": [{"role": "user", "content": "What is the capital of France? Answer with its name only."}],
             "temperature": 0,
             "max_tokens": 24,
         });
