@@ -43,7 +43,7 @@ pub use activations::{ActivationKind, Activations};
 pub use dequant::dequantize_row;
 pub use error::KernelError;
 pub use format::Format;
-pub use matmul::matmul;
+pub use matmul::{matmul, matmul_each};
 pub use matrix::PackedMatrix;
 
 pub use attention::{AttentionSequence, KvCache, KvFormat, PAGE_TOKENS, attention};

@@ -39,11 +39,50 @@ impl Output {
     }
 }
 
+type Strips = fn(&PackedMatrix, &Activations, &Output, Range<usize>);
+
 /// out: (a.rows, w.rows) row-major = activations (a.rows, w.cols) × weightsᵀ.
 ///
 /// # Panics
 /// If `a` was not prepared as `w.activation_kind()`, or the sizes do not fit: errors of the caller, never of a file.
 pub fn matmul(pool: &Pool, w: &PackedMatrix, a: &Activations, out: &mut [f32]) {
+    matmul_each(pool, a, [(w, out)]);
+}
+
+/// As many times [`matmul`] of the same activations, joined once: small matrices share one division of labour.
+///
+/// # Panics
+/// As [`matmul`].
+pub fn matmul_each<const N: usize>(
+    pool: &Pool,
+    a: &Activations,
+    products: [(&PackedMatrix, &mut [f32]); N],
+) {
+    let all_strips = products.iter().map(|(w, _)| w.strips()).sum();
+    let size = chunk_strips(all_strips, pool.threads());
+    let mut chunks = 0;
+    let parts = products.map(|(w, out)| {
+        check_sizes(w, a, out);
+        let first = chunks;
+        if w.cols() == 0 {
+            out.fill(0.0);
+        } else {
+            chunks += w.strips().div_ceil(size);
+        }
+        let output = Output { slice: SharedSlice::new(out), row_len: w.rows() };
+        (w, output, strips_of(w.isa()), first..chunks)
+    });
+    pool.for_each(chunks, 1, &|range| {
+        for (w, output, strips, own) in &parts {
+            for chunk in range.start.max(own.start)..range.end.min(own.end) {
+                let start = (chunk - own.start) * size;
+                strips(w, a, output, start..w.strips().min(start + size));
+            }
+        }
+    });
+}
+
+fn check_sizes(w: &PackedMatrix, a: &Activations, out: &[f32]) {
     assert!(
         a.has(w.activation_kind()),
         "activations are not prepared as {:?}",
@@ -62,21 +101,16 @@ pub fn matmul(pool: &Pool, w: &PackedMatrix, a: &Activations, out: &mut [f32]) {
         a.rows(),
         w.rows()
     );
-    if w.cols() == 0 {
-        out.fill(0.0);
-        return;
-    }
-    let output = Output { slice: SharedSlice::new(out), row_len: w.rows() };
-    let strips: fn(&PackedMatrix, &Activations, &Output, Range<usize>) = match w.isa() {
+}
+
+fn strips_of(isa: Isa) -> Strips {
+    match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => crate::avx512::strips,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => crate::avx2::strips,
         _ => scalar::strips,
-    };
-    pool.for_each(w.strips(), chunk_strips(w.strips(), pool.threads()), &|range| {
-        strips(w, a, &output, range)
-    });
+    }
 }
 
 /// Strips that a thread takes at a time; even, because tiles take two.

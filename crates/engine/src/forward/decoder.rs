@@ -5,7 +5,7 @@
 
 use mintage_kernels::{
     Activations, AttentionSequence, KvCache, KvFormat, PAGE_TOKENS, Pool, add_assign, add_bias,
-    attention, matmul, rms_norm, rope_halves, rope_pairs, silu_mul,
+    attention, matmul, matmul_each, rms_norm, rope_halves, rope_pairs, silu_mul,
 };
 use mintage_model::{DecoderConfig, DecoderWeights, ModelFile, RopeLayout, RopeScaling};
 
@@ -230,9 +230,11 @@ impl Decoder {
         let q = &mut b.q[..rows * q_size];
         let k = &mut b.k[..rows * kv_size];
         let v = &mut b.v[..rows * kv_size];
-        matmul(pool, &layer.q.matrix, &b.activations, q);
-        matmul(pool, &layer.k.matrix, &b.activations, k);
-        matmul(pool, &layer.v.matrix, &b.activations, v);
+        matmul_each(
+            pool,
+            &b.activations,
+            [(&layer.q.matrix, &mut *q), (&layer.k.matrix, &mut *k), (&layer.v.matrix, &mut *v)],
+        );
         for (x, linear) in [(&mut *q, &layer.q), (&mut *k, &layer.k), (&mut *v, &layer.v)] {
             if let Some(bias) = &linear.bias {
                 add_bias(x, bias);
@@ -295,8 +297,7 @@ impl Decoder {
         b.activations.prepare(pool, normed, rows, hidden, &layer.gate_up_kinds);
         let gate = &mut b.gate[..rows * intermediate];
         let up = &mut b.up[..rows * intermediate];
-        matmul(pool, &layer.gate, &b.activations, gate);
-        matmul(pool, &layer.up, &b.activations, up);
+        matmul_each(pool, &b.activations, [(&layer.gate, &mut *gate), (&layer.up, &mut *up)]);
         silu_mul(pool, gate, up);
         b.activations.prepare(pool, gate, rows, intermediate, &[layer.down.activation_kind()]);
         let projected = &mut b.hidden[..rows * hidden];
