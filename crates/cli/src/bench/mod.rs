@@ -1,3 +1,4 @@
-//! `mintage bench`: what this machine and this server can do.
+//! `mintage bench`: what this machine, this model and this server can do.
 
+pub(crate) mod engine;
 pub(crate) mod serve;
