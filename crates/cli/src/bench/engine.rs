@@ -8,22 +8,25 @@ use anyhow::{Context, Result, bail};
 use mintage_engine::{
     Batch, BatchSequence, Decoder, DecoderOptions, Forward, KvSize, LogitsBuffer, LogitsFor, WeightStorage,
 };
+use mintage_hub::ModelRef;
 use mintage_kernels::{KvFormat, PAGE_TOKENS, argmax, available_threads};
 use mintage_model::{ModelFile, TokenId};
 use serde::Serialize;
 
+use crate::models::DEFAULT_MODEL;
+
 /// Prompt tokens of one step: what the scheduler takes when nobody decodes.
 const CHUNK_TOKENS: usize = 512;
 
-/// Measure prefill and decode of a model on this machine, as llama-bench does.
-#[derive(clap::Args)]
+/// Measure prefill and decode of a model on this machine, as llama-bench does
+#[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   mintage bench engine --model qwen2.5-coder-0.5b-instruct-q4_k_m
   mintage bench engine --model model.gguf --prefill 512,8192 --decode 64 --depth 0,8192 --users 1,4,16 --json out.json")]
 pub(crate) struct Options {
-    /// A model by its catalogue name, or a file; the default model by default.
-    #[arg(long)]
-    pub(crate) model: Option<String>,
+    /// A name, a file or a folder
+    #[arg(long, default_value = DEFAULT_MODEL, value_name = "NAME|FILE")]
+    pub(crate) model: ModelRef,
     /// Lengths of the prompts to compute, tokens.
     #[arg(long, value_delimiter = ',', default_value = "512")]
     prefill: Vec<usize>,

@@ -22,10 +22,10 @@ const MAX_RAMP_STEPS: usize = 16;
 /// A ramp ends when fewer than this share of the requests keep the targets.
 const RAMP_GOOD_SHARE: f64 = 0.9;
 
-/// Load an OpenAI-compatible server and measure what its users would see.
+/// Load an OpenAI-compatible server and measure what its users would see
 ///
 /// Without a choice of load: 1, 2, 4, 8 and 16 users in a closed loop.
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   mintage bench serve http://127.0.0.1:8080 --key $KEY
   mintage bench serve http://127.0.0.1:8080 --key $KEY --rate 2 --requests 100 --html report.html
@@ -91,7 +91,7 @@ pub(crate) struct Options {
 }
 
 /// Situations that hurt.
-#[derive(Clone, Copy, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Situation {
     /// Three users are being answered when a stranger's prompt of 1,500 words arrives.
     Stall,
@@ -100,7 +100,7 @@ enum Situation {
 }
 
 /// Runs what was asked for and prints the table.
-pub(crate) async fn run(options: Options) -> Result<()> {
+pub(crate) async fn run(options: &Options) -> Result<()> {
     let client = Client::connect(&options.url, options.key.clone(), options.model.clone()).await?;
     let target = Target {
         first_token: Duration::from_millis(options.ttft_ms),
