@@ -130,7 +130,7 @@ impl Cli {
             Command::Keys(args) => keys::run(&settings, &args),
             Command::Perplexity(args) => perplexity::run(settings, &args),
             Command::Tokenize(args) => tokenize::run(&settings, &args),
-            Command::Bench(args) => bench::run(args),
+            Command::Bench(args) => bench::run(&settings, &args),
             Command::Completions(args) => completions::run(&args),
         }
     }

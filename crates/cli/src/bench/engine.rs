@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use mintage_engine::{
-    Batch, BatchSequence, Decoder, DecoderOptions, Forward, KvSize, LogitsBuffer, LogitsFor, WeightStorage,
+    Batch, BatchSequence, Decoder, DecoderOptions, Forward, KvSize, LogitsBuffer, LogitsFor,
+    WeightStorage,
 };
 use mintage_hub::ModelRef;
 use mintage_kernels::{KvFormat, PAGE_TOKENS, argmax, available_threads};
@@ -89,17 +90,22 @@ pub(crate) fn run(options: &Options, name: &str, file: &ModelFile) -> Result<()>
         report.threads
     );
     for &tokens in &options.prefill {
-        let measured = measure(format!("prefill {tokens}"), options.repeats, || bench.prefill(tokens))?;
+        let measured =
+            measure(format!("prefill {tokens}"), options.repeats, || bench.prefill(tokens))?;
         report.measured.push(measured);
     }
     for &depth in &options.depth {
         bench.fill(depth)?;
         let name = format!("decode at {depth}");
-        report.measured.push(measure(name, options.repeats, || bench.decode_at(depth, options.decode))?);
+        report
+            .measured
+            .push(measure(name, options.repeats, || bench.decode_at(depth, options.decode))?);
     }
     for &users in &options.users {
         let name = format!("decode, {users} users");
-        report.measured.push(measure(name, options.repeats, || bench.decode_users(users, options.decode))?);
+        report
+            .measured
+            .push(measure(name, options.repeats, || bench.decode_users(users, options.decode))?);
     }
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&report)?;
@@ -132,11 +138,20 @@ struct Bench {
 
 impl Bench {
     fn load(options: &Options, file: &ModelFile) -> Result<Self> {
-        let one = options.prefill.iter().copied().chain(options.depth.iter().map(|depth| depth + options.decode + 1));
-        let many = options.users.iter().map(|users| users * pages_for(USER_CONTEXT + options.decode + 1) * PAGE_TOKENS);
+        let one = options
+            .prefill
+            .iter()
+            .copied()
+            .chain(options.depth.iter().map(|depth| depth + options.decode + 1));
+        let many = options
+            .users
+            .iter()
+            .map(|users| users * pages_for(USER_CONTEXT + options.decode + 1) * PAGE_TOKENS);
         let tokens = one.chain(many).max().unwrap_or(PAGE_TOKENS);
         let context = file.config().context_length;
-        if let Some(longest) = options.prefill.iter().chain(&options.depth).find(|&&tokens| tokens > context) {
+        if let Some(longest) =
+            options.prefill.iter().chain(&options.depth).find(|&&tokens| tokens > context)
+        {
             bail!("the model's context holds {context} tokens, {longest} asked for");
         }
         let pages = pages_for(tokens).max(1);
@@ -199,8 +214,10 @@ impl Bench {
     /// `count` steps of `users` users, after one step that computes their contexts.
     fn decode_users(&mut self, users: usize, count: usize) -> Result<f64> {
         let pages_a_user = pages_for(USER_CONTEXT + count + 1);
-        let tables: Vec<Vec<u32>> = self.pages.chunks(pages_a_user).take(users).map(<[u32]>::to_vec).collect();
-        let context = |user: usize| (0..USER_CONTEXT).map(|index| self.token(user * 37 + index)).collect();
+        let tables: Vec<Vec<u32>> =
+            self.pages.chunks(pages_a_user).take(users).map(<[u32]>::to_vec).collect();
+        let context =
+            |user: usize| (0..USER_CONTEXT).map(|index| self.token(user * 37 + index)).collect();
         let mut tokens: Vec<Vec<TokenId>> = (0..users).map(context).collect();
         let (mut position, mut start) = (0, Instant::now());
         for step in 0..=count {

@@ -1,25 +1,34 @@
-//! `mintage bench`: what this machine and this server can do. The measurements are in [`crate::bench`].
+//! `mintage bench`: what this machine, this model and a server can do. The measurements are in [`crate::bench`].
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::bench::serve;
+use crate::bench::{engine, serve};
+use crate::config::Settings;
+use crate::models;
 
-/// Measure what a server's users see
-#[derive(Args)]
+/// Measure this machine, this model or a server
+#[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
     command: BenchCommand,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum BenchCommand {
+    Engine(Box<engine::Options>),
     Serve(Box<serve::Options>),
 }
 
-pub(crate) fn run(args: BenchArgs) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    match args.command {
-        BenchCommand::Serve(options) => runtime.block_on(serve::run(*options)),
+pub(crate) fn run(settings: &Settings, args: &BenchArgs) -> Result<()> {
+    match &args.command {
+        BenchCommand::Engine(options) => {
+            let model = models::resolve(settings, &options.model)?;
+            engine::run(options, model.name.as_str(), &models::open(&model)?)
+        }
+        BenchCommand::Serve(options) => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(serve::run(options))
+        }
     }
 }
