@@ -14,6 +14,7 @@ Exit code 0 when everything held. Needs `httpx` (the `openai` package brings it)
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -197,6 +198,17 @@ def report(tally, samples, is_idle, broken, checks, still_same):
     return all(held)
 
 
+@contextlib.contextmanager
+def running(options, folder):
+    """The server process and its URL; SIGTERM at the end."""
+    server, url = start(options, folder)
+    try:
+        yield server, url
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+
+
 def start(options, folder):
     command = [options.bin, "up", "--listen", "127.0.0.1:0", "--model", options.model, "--data-dir", folder]
     environment = {**os.environ, "MINTAGE_BOOTSTRAP_KEY": KEY}
@@ -233,14 +245,10 @@ def main():
         held = asyncio.run(soak(options, options.url, options.key, options.pid))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            server, url = start(options, folder)
-            try:
+            with running(options, folder) as (server, url):
                 held = asyncio.run(soak(options, url, KEY, server.pid))
-            finally:
-                server.send_signal(signal.SIGTERM)
-                code = server.wait(60)
-            print(f"server ended with {code}")
-            held = held and code == 0
+            print(f"server ended with {server.returncode}")
+            held = held and server.returncode == 0
     sys.exit(0 if held else 1)
 
 

@@ -172,7 +172,7 @@ def test_the_printed_curl_works(settings, model):
     request = urllib.request.Request(
         settings["base_url"] + "/chat/completions",
         data=json.dumps({"model": model, "messages": HELLO, "max_tokens": 3}).encode(),
-        headers={"authorization": f"Bearer {os.environ['API_KEY']}", "content-type": "application/json"},
+        headers={"authorization": f"Bearer {settings['api_key']}", "content-type": "application/json"},
     )
     with urllib.request.urlopen(request) as reply:
         assert json.load(reply)["choices"][0]["message"]["content"]

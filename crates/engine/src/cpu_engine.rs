@@ -335,11 +335,12 @@ impl Worker {
 
     /// Sleeps until there may be something to do; before it sleeps for long, verifies the core.
     fn wait(&mut self) {
-        if self.senders.is_empty()
-            && let Err(breach) = self.core.check()
-        {
-            tracing::error!(%breach, "an invariant of the idle engine is broken, it starts over");
-            self.start_over(&EngineFault::Internal(breach));
+        if self.senders.is_empty() {
+            if let Err(breach) = self.core.verify() {
+                tracing::error!(%breach, "an invariant of the idle engine is broken, it starts over");
+                self.start_over(&EngineFault::Internal(breach));
+            }
+            self.publish_load();
         }
         let inbox = self.shared.inbox();
         if !inbox.pending.is_empty() {

@@ -404,6 +404,17 @@ impl EngineCore {
         }
     }
 
+    /// Verifies all invariants and counts that it did.
+    ///
+    /// # Errors
+    /// The first breach found.
+    pub fn verify(&mut self) -> Result<(), String> {
+        let outcome = self.check();
+        self.totals.integrity_checks += 1;
+        self.totals.integrity_failures += u64::from(outcome.is_err());
+        outcome
+    }
+
     /// Verifies all invariants; the text names what is broken.
     ///
     /// # Errors

@@ -69,6 +69,10 @@ pub struct EngineLoad {
     pub step_time: Duration,
     /// Of that, time in the forward pass; the rest is scheduling, sampling and sending.
     pub forward_time: Duration,
+    /// Times the idle engine verified its invariants.
+    pub integrity_checks: u64,
+    /// Of those, times one was broken. Anything but 0 is a defect.
+    pub integrity_failures: u64,
 }
 
 /// Why a request was not taken.

@@ -335,7 +335,7 @@ impl Metrics {
 
     fn render_counters(&self, out: &mut String, loads: &[(&ModelMetrics, EngineLoad)]) {
         type Read = fn(&ModelMetrics, &EngineLoad) -> u64;
-        let counters: [(&str, &str, Read); 8] = [
+        let counters: [(&str, &str, Read); 10] = [
             ("vllm:prompt_tokens_total", "Prompt tokens of finished requests.", |m, _| {
                 m.prompt_tokens.load(Ordering::Relaxed)
             }),
@@ -365,6 +365,14 @@ impl Metrics {
             }),
             ("vllm:spec_decode_num_accepted_tokens_total", "Draft tokens accepted.", |_, l| {
                 l.accepted_draft_tokens
+            }),
+            (
+                "mintage_engine_integrity_checks_total",
+                "Times the idle engine verified its invariants.",
+                |_, l| l.integrity_checks,
+            ),
+            ("mintage_engine_integrity_failures_total", "Times one of them was broken.", |_, l| {
+                l.integrity_failures
             }),
         ];
         for (name, help, read) in counters {
