@@ -16,7 +16,7 @@ const PARALLEL_ELEMENTS: usize = 1 << 15;
 /// A block whose largest magnitude is below this is zero: its reciprocal scale would overflow.
 const SMALLEST: f32 = 1e-30;
 
-/// A form of the activations that [`crate::matmul`] may want.
+/// A form of the activations that [`crate::matmul()`] may want.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ActivationKind {
     /// f32, as given.

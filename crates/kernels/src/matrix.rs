@@ -10,7 +10,7 @@ use crate::native::{self, BLOCK, ScaleKind};
 use crate::quantised::{Quantised, for_quantised};
 use crate::{ActivationKind, Format, Isa, KernelError, Pool};
 
-/// A matrix of (`rows` outputs × `cols` inputs), repacked for [`crate::matmul`].
+/// A matrix of (`rows` outputs × `cols` inputs), repacked for [`crate::matmul()`].
 #[derive(Debug)]
 pub struct PackedMatrix {
     format: Format,
@@ -97,7 +97,7 @@ impl PackedMatrix {
         self.sizes.strip * self.strips()
     }
 
-    /// What [`crate::matmul`] wants the activations prepared as.
+    /// What [`crate::matmul()`] wants the activations prepared as.
     #[must_use]
     pub fn activation_kind(&self) -> ActivationKind {
         if self.format.is_quantised() { ActivationKind::Int8 } else { ActivationKind::Float }

@@ -1,7 +1,7 @@
 //! Exponentials in vector registers, and their scalar twin.
 //!
 //! Not correctly rounded: `2ˣ` is the nearest integer power times a polynomial of degree 5 on [-½, ½] (minimax for the
-//! relative error, constant term exactly 1), within [`EXP2_ERROR`] of the true value. Invariants: `exp2(0)` is exactly 1,
+//! relative error, constant term exactly 1), within `EXP2_ERROR` of the true value. Invariants: `exp2(0)` is exactly 1,
 //! results below 2⁻¹²⁶ are exactly 0 (as for -∞), NaN stays NaN, above the range comes +∞.
 
 /// Ceiling of the relative error of `exp2` wherever its result is a normal number.

@@ -24,7 +24,9 @@ if it is damaged.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct PullArgs {
-    /// A name (see `mintage list --all`) or a repository: hf:OWNER/REPO[:FILE][@REVISION]
+    #[arg(
+        help = "A name (see `mintage list --all`) or a repository: hf:OWNER/REPO[:FILE][@REVISION]"
+    )]
     model: ModelRef,
     /// Call it by this name
     #[arg(long = "as", value_name = "NAME")]

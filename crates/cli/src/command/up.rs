@@ -32,8 +32,13 @@ pub(crate) struct ServingArgs {
     /// Listen here [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR:PORT", env = "MINTAGE_LISTEN")]
     listen: Option<SocketAddr>,
-    /// Serve this model: a name, a file or folder, or hf:OWNER/REPO[:FILE][@REV]; repeatable
-    #[arg(long = "model", value_name = "NAME|FILE", env = "MINTAGE_MODELS", value_delimiter = ',')]
+    #[arg(
+        long = "model",
+        value_name = "NAME|FILE",
+        env = "MINTAGE_MODELS",
+        value_delimiter = ',',
+        help = "Serve this model: a name, a file or folder, or hf:OWNER/REPO[:FILE][@REV]; repeatable"
+    )]
     models: Vec<String>,
     #[command(flatten)]
     engine: EngineArgs,

@@ -42,7 +42,8 @@ fn engine(
 
 /// Requests of all kinds; every other one begins with the same 70 tokens.
 fn request(index: u32) -> GenerateRequest {
-    let shared = (0..if index % 2 == 0 { 70 } else { 0 }).map(|i: u32| (i * 7919 + 11) % 40_000);
+    let shared =
+        (0..if index.is_multiple_of(2) { 70 } else { 0 }).map(|i: u32| (i * 7919 + 11) % 40_000);
     let own = (0..20 + index * 9 % 50).map(|i| (i * 104_729 + index * 977 + 5) % 40_000);
     let sampling = match index % 3 {
         0 => SamplingParams { temperature: 0.0, ..SamplingParams::default() },
@@ -60,7 +61,7 @@ fn request(index: u32) -> GenerateRequest {
         prompt: shared.chain(own).collect(),
         max_new_tokens: [100, 60, 28][index as usize % 3],
         sampling,
-        logprobs: (index % 4 == 0).then_some(3),
+        logprobs: index.is_multiple_of(4).then_some(3),
         prompt_logprobs: (index % 5 == 4).then_some(1),
         tenant: (index % 3).into(),
         priority: if index % 7 == 6 { Priority::Batch } else { Priority::Online },

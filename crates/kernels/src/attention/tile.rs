@@ -35,7 +35,7 @@ pub(super) struct Tile {
     pub(super) sum: Aligned<f32>,
     /// and the weighted sum of the values (pairs × dim).
     pub(super) acc: Aligned<f32>,
-    /// Of all segments so far: [`Partial`]s (pairs × `partial_len(dim)`).
+    /// Of all segments so far: partial results (pairs × `partial_len(dim)`).
     total: Aligned<f32>,
 }
 

@@ -75,10 +75,9 @@ fn check(model: &str, text_model: Option<&TextModel>) {
 /// A vocabulary of single bytes with the control tokens of the formats under test.
 fn small() -> Tokenizer {
     let mut vocab = serde_json::Map::new();
-    let mut id = 0;
-    for c in (0x21..=0x7e).chain(0xa1..=0xac).chain(0xae..=0x143).filter_map(char::from_u32) {
+    let bytes = (0x21..=0x7e).chain(0xa1..=0xac).chain(0xae..=0x143).filter_map(char::from_u32);
+    for (id, c) in bytes.enumerate() {
         vocab.insert(c.to_string(), json!(id));
-        id += 1;
     }
     let control = ["<|im_start|>", "<|im_end|>", "<|user|>", "<s>"];
     let added = ["<think>", "</think>", "<tool_response>"];
