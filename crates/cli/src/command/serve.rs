@@ -264,7 +264,7 @@ fn greet(greeting: Greeting, address: SocketAddr, models: &[String], first: &Fir
     format!(
         "\nMintage is ready.\n\n{lines}\nTry it:\n\n  \
          curl {url}/chat/completions -H \"Authorization: Bearer {key_in_curl}\" -H \"Content-Type: application/json\" \
-         -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Write a haiku about rust.\"}}]}}'\
+         -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Write a Python one-liner that reverses a string.\"}}]}}'\
          \n\nCtrl-C stops the server.\n"
     )
 }

@@ -149,9 +149,11 @@ fn round_trip_and_streaming_on_any_text() {
         use unicode_normalization::UnicodeNormalization;
         // Qwen's vocabulary reads NFC; the others read the text as it is.
         let nfc: String = text.nfc().collect();
-        for (tokenizer, expected) in [(qwen.tokenizer(), &nfc), (smollm.tokenizer(), &text)] {
+        for (tokenizer, read) in [(qwen.tokenizer(), &nfc), (smollm.tokenizer(), &text)] {
             let ids = tokenizer.encode(&text, SpecialTokens::AsText);
-            prop_assert_eq!(&tokenizer.decode(&ids, true), expected);
+            // SmolLM2 has no token for some bytes, and loses them as its reference does.
+            let kept: Vec<u8> = read.bytes().filter(|byte| has_byte(tokenizer, *byte)).collect();
+            prop_assert_eq!(tokenizer.decode(&ids, true), String::from_utf8_lossy(&kept));
         }
     });
     let config =
@@ -163,6 +165,11 @@ fn round_trip_and_streaming_on_any_text() {
         pieces.push(stream.finish());
         prop_assert_eq!(pieces.concat(), tokenizer.decode(&ids, skip));
     });
+}
+
+/// Whether the vocabulary has a token for this byte alone: those come first.
+fn has_byte(tokenizer: &Tokenizer, byte: u8) -> bool {
+    (0..1000).any(|id| tokenizer.token_bytes(id) == Some(&[byte]))
 }
 
 fn any_text() -> impl Strategy<Value = String> {
