@@ -185,8 +185,19 @@ impl Hub {
             given: path.display().to_string(),
             reason,
         };
-        let full = path.canonicalize().map_err(|error| invalid(error.to_string()))?;
-        let stem = full.file_name().map(|name| name.to_string_lossy().into_owned());
+        path.metadata().map_err(|error| invalid(error.to_string()))?;
+        // Links stay links: their names say which model it is, and a split file's siblings lie beside them.
+        let full = std::path::absolute(&path).map_err(|error| invalid(error.to_string()))?;
+        let named = match full.file_name() {
+            Some(name) => name.to_owned(),
+            None => path
+                .canonicalize()
+                .map_err(|error| invalid(error.to_string()))?
+                .file_name()
+                .unwrap_or_default()
+                .to_owned(),
+        };
+        let stem = named.to_str().map(str::to_owned);
         let name = ModelName::derive(&stem.unwrap_or_default())
             .map_err(|_| invalid("its file name yields no model name; rename it".to_owned()))?;
         Ok(ResolvedModel { name, path: full, manifest: None })
