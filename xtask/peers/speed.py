@@ -92,8 +92,8 @@ class Table:
         print("| work | Mintage | llama.cpp | ratio |\n|---|---|---|---|", flush=True)
 
 
-def prefill_and_decode(table, pairs):
-    for model in MODELS:
+def prefill_and_decode(table, pairs, models):
+    for model in models:
         ours, theirs = [], []
         for _ in range(pairs):
             theirs.append(llama_bench(model, "-p", "512", "-n", "64"))
@@ -238,6 +238,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--models", default=",".join(MODELS), help="for the rows that compare several")
     parser.add_argument("--json")
     options = parser.parse_args()
     if not LLAMA:
@@ -247,7 +248,10 @@ def main():
     for row in options.rows.split(","):
         if row not in ROWS:
             sys.exit(f"no row `{row}`; there are {', '.join(ROWS)}")
-        ROWS[row](table, options.pairs)
+        if row == "prefill":
+            prefill_and_decode(table, options.pairs, options.models.split(","))
+        else:
+            ROWS[row](table, options.pairs)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(table.rows, file, indent=1)
