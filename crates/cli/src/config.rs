@@ -131,6 +131,8 @@ pub(crate) struct EngineSettings {
     pub(crate) max_running: usize,
     pub(crate) max_waiting: usize,
     pub(crate) step_tokens: usize,
+    /// Whether tokens are guessed ahead and verified together. Changes no answer.
+    pub(crate) speculation: bool,
 }
 
 impl Default for EngineSettings {
@@ -142,6 +144,7 @@ impl Default for EngineSettings {
             max_running: 64,
             max_waiting: 256,
             step_tokens: 512,
+            speculation: false,
         }
     }
 }
@@ -299,7 +302,8 @@ mod tests {
             ),
             (
                 "[engine]\nx = 1",
-                "threads, context_tokens, kv_cache_mib, max_running, max_waiting, step_tokens",
+                "threads, context_tokens, kv_cache_mib, max_running, max_waiting, step_tokens, \
+                 speculation",
             ),
             ("[[model]]\nx = 1", "source, name"),
         ];

@@ -11,7 +11,7 @@ use mintage_engine::{
     WeightStorage,
 };
 use mintage_hub::ResolvedModel;
-use mintage_kernels::KvFormat;
+use mintage_kernels::{KvFormat, available_threads};
 use mintage_model::{GenerationDefaults, ModelFile, TextModel};
 
 use crate::config::EngineSettings;
@@ -19,6 +19,8 @@ use crate::models;
 
 /// Events that may wait for a slow reader before its request pauses.
 const EVENT_CAPACITY: usize = 64;
+/// Guesses verified for one request in a step, at most.
+const MAX_DRAFTS: usize = 8;
 
 /// A model ready to compute.
 pub(crate) struct LoadedModel {
@@ -39,6 +41,7 @@ pub(crate) fn engine(
     let kv_size = KvSize::Bytes(settings.kv_cache_mib.saturating_mul(1 << 20));
     let (decoder, text) = decoder_and_text(&file, &options(settings, kv_size), model)?;
     let scheduler = SchedulerConfig {
+        max_drafts: if settings.speculation { MAX_DRAFTS } else { 0 },
         max_running: settings.max_running,
         max_waiting: settings.max_waiting,
         max_step_tokens: settings.step_tokens,
@@ -75,10 +78,14 @@ pub(crate) fn text(model: &ResolvedModel) -> Result<TextModel> {
         .with_context(|| format!("the tokenizer of `{}` cannot be used", model.name))
 }
 
+/// Threads that compute: what is set, or what the system grants this process.
+pub(crate) fn threads(settings: &EngineSettings) -> usize {
+    if settings.threads == 0 { available_threads() } else { settings.threads }
+}
+
 fn options(settings: &EngineSettings, kv_size: KvSize) -> DecoderOptions {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     DecoderOptions {
-        threads: if settings.threads == 0 { cores } else { settings.threads },
+        threads: threads(settings),
         kv_format: KvFormat::default(),
         kv_size,
         weights: WeightStorage::default(),

@@ -2,3 +2,4 @@
 
 pub(crate) mod engine;
 pub(crate) mod serve;
+pub(crate) mod speculation;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::bench::{engine, serve};
+use crate::bench::{engine, serve, speculation};
 use crate::config::Settings;
 use crate::models;
 
@@ -18,6 +18,7 @@ pub(crate) struct BenchArgs {
 enum BenchCommand {
     Engine(Box<engine::Options>),
     Serve(Box<serve::Options>),
+    Speculation(Box<speculation::Options>),
 }
 
 pub(crate) fn run(settings: &Settings, args: &BenchArgs) -> Result<()> {
@@ -30,5 +31,6 @@ pub(crate) fn run(settings: &Settings, args: &BenchArgs) -> Result<()> {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             runtime.block_on(serve::run(options))
         }
+        BenchCommand::Speculation(options) => speculation::run(settings.clone(), options),
     }
 }
