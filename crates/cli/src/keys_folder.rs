@@ -1,10 +1,11 @@
-//! The key store of a data folder, and the first key. What a key may do is the ledger's.
+//! The directory of a data folder, and the first key. What a key may do is the ledger's.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use mintage_ledger::{CreatedKey, KeyStore};
+use mintage_ledger::DirectoryStore;
+use mintage_ledger::directory::{CreatedKey, NewKey};
 
 /// The tenant of keys that nobody assigned.
 pub(crate) const DEFAULT_TENANT: &str = "default";
@@ -14,7 +15,7 @@ pub(crate) const BOOTSTRAP_VARIABLE: &str = "MINTAGE_BOOTSTRAP_KEY";
 /// How a caller can prove itself to the server.
 pub(crate) enum FirstKey {
     /// Made now; to be shown this once.
-    Created(CreatedKey),
+    Created(Box<CreatedKey>),
     /// Taken from the environment.
     Bootstrap,
     /// There are keys already.
@@ -23,29 +24,32 @@ pub(crate) enum FirstKey {
     NotNeeded,
 }
 
-/// Opens the key store of a data folder.
-pub(crate) fn open(data_dir: &Path) -> Result<KeyStore> {
+/// Opens the directory of a data folder.
+pub(crate) fn open(data_dir: &Path) -> Result<DirectoryStore> {
     let folder = data_dir.join("keys");
-    KeyStore::open(&folder)
+    DirectoryStore::open(&folder)
         .with_context(|| format!("the API keys in {} cannot be opened", folder.display()))
 }
 
 /// Takes the key of the environment, if there is one.
-pub(crate) fn import_bootstrap(keys: &KeyStore) -> Result<bool> {
+pub(crate) fn import_bootstrap(keys: &DirectoryStore) -> Result<bool> {
     let Some(key) = std::env::var(BOOTSTRAP_VARIABLE).ok().filter(|key| !key.is_empty()) else {
         return Ok(false);
     };
-    keys.import("bootstrap", DEFAULT_TENANT, &key, now_unix())
+    let project = keys.ensure_tenant(DEFAULT_TENANT, now_unix())?;
+    keys.import_key("bootstrap", &project.id, &key, now_unix())
         .with_context(|| format!("the key in {BOOTSTRAP_VARIABLE} cannot be used"))?;
     Ok(true)
 }
 
 /// Makes a key if no valid one exists.
-pub(crate) fn ensure_first(keys: &KeyStore) -> Result<FirstKey> {
+pub(crate) fn ensure_first(keys: &DirectoryStore) -> Result<FirstKey> {
     if keys.has_valid_key(now_unix()) {
         return Ok(FirstKey::Existing);
     }
-    Ok(FirstKey::Created(keys.create("first", DEFAULT_TENANT, now_unix(), None)?))
+    let project = keys.ensure_tenant(DEFAULT_TENANT, now_unix())?;
+    let new = NewKey::of_project("first", &project.id);
+    Ok(FirstKey::Created(Box::new(keys.create_key(new, now_unix())?)))
 }
 
 /// Seconds since 1970.

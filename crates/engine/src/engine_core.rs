@@ -87,6 +87,7 @@ impl EngineCore {
             prompt: request.prompt.to_vec(),
             domain: request.cache_domain,
             tenant: request.tenant,
+            weight: request.weight,
             priority: request.priority,
             prompt_logits: request.prompt_logprobs.is_some(),
             arrived: now,

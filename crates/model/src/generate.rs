@@ -45,6 +45,8 @@ pub struct GenerateRequest {
     pub cache_domain: CacheDomain,
     /// Whose fair share of the engine this request draws on.
     pub tenant: u64,
+    /// How large that share is among those of other tenants, at least 1.
+    pub weight: u32,
     /// Online or batch.
     pub priority: Priority,
     /// When the request is dropped unfinished with [`FinishReason::Deadline`].
@@ -64,6 +66,7 @@ impl Default for GenerateRequest {
             prompt_logprobs: None,
             cache_domain: CacheDomain::default(),
             tenant: 0,
+            weight: 1,
             priority: Priority::default(),
             deadline: None,
         }

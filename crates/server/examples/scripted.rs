@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mintage_ledger::KeyStore;
+use mintage_ledger::{DirectoryStore, NewKey};
 use mintage_model::{EngineInfo, GenerationDefaults, ModelFile, Script, ScriptedEngine, TextModel};
 use mintage_server::{Access, ServedModel, Server, ServerConfig};
 
@@ -25,8 +25,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok(Script { tokens, token_delay: Duration::from_millis(2), ..Script::default() })
     });
     let folder = tempfile::tempdir()?;
-    let keys = KeyStore::open(folder.path())?;
-    let key = keys.create("example", "example", 0, None)?;
+    let keys = DirectoryStore::open(folder.path())?;
+    let project = keys.ensure_tenant("example", 0)?;
+    let key = keys.create_key(NewKey::of_project("example", &project.id), 0)?;
     let model = ServedModel {
         name: "scripted".to_owned(),
         aliases: Vec::new(),

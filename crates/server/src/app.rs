@@ -8,6 +8,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
+use mintage_ledger::Principal;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
@@ -34,6 +35,8 @@ pub(crate) enum Phase {
 pub(crate) struct App {
     pub(crate) limits: Limits,
     pub(crate) access: Access,
+    /// On whose behalf requests without a key run, where none is needed.
+    pub(crate) local: Arc<Principal>,
     pub(crate) models: ModelSet,
     pub(crate) gateway: Gateway,
     pub(crate) metrics: Arc<Metrics>,
@@ -53,6 +56,7 @@ impl App {
     pub(crate) fn new(limits: Limits, access: Access, models: ModelSet, gateway: Gateway) -> Self {
         let metrics = Arc::new(Metrics::new(models.all()));
         Self {
+            local: Arc::new(Principal::unlimited("org-default", "proj_default", "none")),
             access,
             gateway,
             metrics,

@@ -8,11 +8,11 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use mintage_ledger::KeyStore;
+use mintage_ledger::{DirectoryStore, Principal};
 
 use crate::app::App;
 use crate::error::{ApiError, Fault};
@@ -21,7 +21,7 @@ use crate::error::{ApiError, Fault};
 #[derive(Clone, Debug)]
 pub enum Access {
     /// Holders of a key.
-    Keys(Arc<KeyStore>),
+    Keys(Arc<DirectoryStore>),
     /// Everyone who reaches it; loopback addresses only.
     Open,
 }
@@ -29,10 +29,14 @@ pub enum Access {
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
-    /// On whose behalf.
-    pub(crate) tenant: String,
-    /// With which key; safe to log.
-    pub(crate) key_id: String,
+    pub(crate) principal: Arc<Principal>,
+}
+
+impl Caller {
+    /// The project on whose behalf the request runs.
+    pub(crate) fn project(&self) -> &str {
+        self.principal.project.as_deref().unwrap_or_default()
+    }
 }
 
 /// The layer of protected routes.
@@ -41,7 +45,9 @@ pub(crate) async fn layer(
     mut request: Request,
     next: Next,
 ) -> Response {
-    match identify(&app.access, request.headers()) {
+    let caller = identify(&app, request.headers());
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    match caller.and_then(|caller| within_scope(caller, route)) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
@@ -50,17 +56,17 @@ pub(crate) async fn layer(
     }
 }
 
-fn identify(access: &Access, headers: &HeaderMap) -> Result<Caller, ApiError> {
-    match access {
+fn identify(app: &App, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    match &app.access {
         Access::Keys(keys) => with_key(keys, headers),
         Access::Open => {
             local_only(headers)?;
-            Ok(Caller { tenant: "local".to_owned(), key_id: "none".to_owned() })
+            Ok(Caller { principal: Arc::clone(&app.local) })
         }
     }
 }
 
-fn with_key(keys: &KeyStore, headers: &HeaderMap) -> Result<Caller, ApiError> {
+fn with_key(keys: &DirectoryStore, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let refuse = |message: &str, log: &str| ApiError {
         log: Some(log.to_owned()),
         ..ApiError::new(Fault::Unauthenticated, "invalid_api_key", message)
@@ -81,10 +87,24 @@ fn with_key(keys: &KeyStore, headers: &HeaderMap) -> Result<Caller, ApiError> {
             "no bearer token",
         ));
     };
-    let verified = keys
-        .verify(key, now_unix())
+    let principal = keys
+        .authenticate(key, now_unix())
         .map_err(|why| refuse("Incorrect API key provided.", &format!("key refused: {why}")))?;
-    Ok(Caller { tenant: verified.tenant, key_id: verified.id })
+    Ok(Caller { principal })
+}
+
+/// A key may be made for some routes only; keys that administer are not for these.
+fn within_scope(caller: Caller, route: &str) -> Result<Caller, ApiError> {
+    let refuse = |message: String| ApiError::new(Fault::Forbidden, "insufficient_scope", message);
+    if caller.principal.project.is_none() {
+        return Err(refuse(
+            "This key administers and calls no models; use a key of a project.".to_owned(),
+        ));
+    }
+    if !caller.principal.scopes.allows_endpoint(route) {
+        return Err(refuse(format!("This key is not made for `{route}`.")));
+    }
+    Ok(caller)
 }
 
 fn bearer(value: &HeaderValue) -> Option<&str> {

@@ -1,4 +1,4 @@
-//! Tenant to cache domain and fair share.
+//! Tenant to cache domain and fair share: a project has a cache of its own, an organisation a share of the engine.
 //!
 //! Invariant: two tenants never get the same cache domain unless the operator shares the cache, and nobody outside can
 //! compute one: it is keyed with a secret of the installation.
@@ -18,20 +18,20 @@ impl Gateway {
         Self { secret, share_prefix_cache }
     }
 
-    /// Whose cached prefixes a request of `tenant` may reuse.
-    pub(crate) fn cache_domain(&self, tenant: &str) -> CacheDomain {
+    /// Whose cached prefixes a request of `project` may reuse.
+    pub(crate) fn cache_domain(&self, project: &str) -> CacheDomain {
         if self.share_prefix_cache {
             return CacheDomain::default();
         }
         let mut domain = [0; 16];
-        domain.copy_from_slice(&self.keyed("cache-domain", tenant)[..16]);
+        domain.copy_from_slice(&self.keyed("cache-domain", project)[..16]);
         CacheDomain(domain)
     }
 
-    /// The tenant as the scheduler tells tenants apart.
-    pub(crate) fn fair_share(&self, tenant: &str) -> u64 {
+    /// The organisation as the scheduler tells tenants apart.
+    pub(crate) fn fair_share(&self, organisation: &str) -> u64 {
         let mut share = [0; 8];
-        share.copy_from_slice(&self.keyed("fair-share", tenant)[..8]);
+        share.copy_from_slice(&self.keyed("fair-share", organisation)[..8]);
         u64::from_le_bytes(share)
     }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_core::Stream;
 use futures_util::StreamExt;
+use mintage_ledger::Principal;
 use mintage_model::{
     Engine, EngineFault, Event, EventStream, Finish, FinishReason, GenerateRequest, SubmitError,
     Timings, Usage,
@@ -28,8 +29,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct RequestFacts {
     pub(crate) request_id: String,
     pub(crate) response_id: String,
-    pub(crate) tenant: String,
-    pub(crate) key_id: String,
+    pub(crate) principal: Arc<Principal>,
     pub(crate) model: String,
     pub(crate) arrival: Instant,
     pub(crate) streamed: bool,
@@ -96,8 +96,9 @@ impl Drop for Record {
         tracing::info!(
             request_id = %facts.request_id,
             response_id = %facts.response_id,
-            tenant = %facts.tenant,
-            key_id = %facts.key_id,
+            organisation = %facts.principal.organisation,
+            project = facts.principal.project.as_deref(),
+            key_id = %facts.principal.key,
             model = %facts.model,
             streamed = facts.streamed,
             choices = totals.choices,

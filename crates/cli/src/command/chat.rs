@@ -229,6 +229,7 @@ impl Chat {
             prompt_logprobs: None,
             cache_domain: CacheDomain::default(),
             tenant: 0,
+            weight: 1,
             priority: Priority::Online,
             deadline: None,
         };

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use mintage_engine::CpuEngine;
 use mintage_hub::{Hub, ModelRef};
-use mintage_ledger::KeyStore;
+use mintage_ledger::DirectoryStore;
 use mintage_model::Engine;
 use mintage_server::{Access, Limits, ServedModel, Server, ServerConfig};
 
@@ -98,12 +98,12 @@ fn bind(
     settings: &ServerSettings,
     served: Vec<ServedModel>,
     access: Access,
-    keys: &KeyStore,
+    keys: &DirectoryStore,
     first: &FirstKey,
 ) -> Result<Server> {
     let bound = Server::bind(server_config(settings), served, access);
     if let (Err(_), FirstKey::Created(key)) = (&bound, first) {
-        keys.revoke(&key.info.id, now_unix())?;
+        keys.revoke_key(&key.info.id, now_unix())?;
     }
     Ok(bound?)
 }

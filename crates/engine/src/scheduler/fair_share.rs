@@ -7,9 +7,14 @@ use std::collections::BTreeMap;
 /// What a sampled token costs, in prompt tokens.
 pub(crate) const OUTPUT_TOKEN_WEIGHT: u64 = 2;
 
+/// What a prompt token costs a tenant of weight 1: divides evenly by most weights.
+const TOKEN_UNITS: u64 = 720_720;
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Share {
+    /// In prompt tokens times `TOKEN_UNITS`, divided by the weight.
     served: u64,
+    weight: u32,
     sequences: u32,
 }
 
@@ -22,9 +27,12 @@ pub(crate) struct FairShare {
 impl FairShare {
     /// A sequence of `tenant` arrived. A tenant that had none starts level with the least served one: idleness is not
     /// saved up.
-    pub(crate) fn enter(&mut self, tenant: u64) {
+    pub(crate) fn enter(&mut self, tenant: u64, weight: u32) {
         let least = self.shares.values().map(|share| share.served).min().unwrap_or(0);
-        let share = self.shares.entry(tenant).or_insert(Share { served: least, sequences: 0 });
+        let fresh = Share { served: least, ..Share::default() };
+        let share = self.shares.entry(tenant).or_insert(fresh);
+        // A weight that the operator changed holds from the next request on.
+        share.weight = weight.max(1);
         share.sequences += 1;
     }
 
@@ -41,11 +49,12 @@ impl FairShare {
     /// `tenant` was served `tokens` prompt tokens or their equivalent.
     pub(crate) fn charge(&mut self, tenant: u64, tokens: u64) {
         if let Some(share) = self.shares.get_mut(&tenant) {
-            share.served = share.served.saturating_add(tokens);
+            let units = tokens.saturating_mul(TOKEN_UNITS) / u64::from(share.weight);
+            share.served = share.served.saturating_add(units);
         }
     }
 
-    /// What `tenant` has had; the least served comes first.
+    /// What `tenant` has had for its weight; the least served comes first.
     pub(crate) fn served(&self, tenant: u64) -> u64 {
         self.shares.get(&tenant).map_or(0, |share| share.served)
     }

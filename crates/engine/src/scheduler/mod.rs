@@ -165,7 +165,7 @@ impl Scheduler {
         }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.shares.enter(new.tenant);
+        self.shares.enter(new.tenant, new.weight);
         self.sequences.insert(id, Sequence::new(new));
         Some(id)
     }

@@ -21,6 +21,8 @@ pub struct NewSequence {
     pub domain: CacheDomain,
     /// Whose share it draws on.
     pub tenant: u64,
+    /// How large that share is among others, at least 1.
+    pub weight: u32,
     /// Online or batch.
     pub priority: Priority,
     /// Every prompt token's logits are wanted, so none may come from the cache.

@@ -137,8 +137,7 @@ impl Job {
         let facts = RequestFacts {
             request_id: incoming.request_id.clone(),
             response_id: response_id.to_owned(),
-            tenant: incoming.caller.tenant.clone(),
-            key_id: incoming.caller.key_id.clone(),
+            principal: Arc::clone(&incoming.caller.principal),
             model: self.model.name.clone(),
             arrival: incoming.arrival,
             streamed: self.options.stream,
@@ -182,7 +181,6 @@ impl Job {
         getrandom::fill(&mut random)
             .map_err(|e| ApiError::internal(format!("no random numbers: {e}")))?;
         let random = u64::from_le_bytes(random);
-        let tenant = &incoming.caller.tenant;
         Ok(GenerateRequest {
             request_id: String::new(),
             prompt: Arc::from([]),
@@ -191,8 +189,9 @@ impl Job {
             stop_token_ids: Arc::clone(&self.stop_token_ids),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
-            cache_domain: app.gateway.cache_domain(tenant),
-            tenant: app.gateway.fair_share(tenant),
+            cache_domain: app.gateway.cache_domain(incoming.caller.project()),
+            tenant: app.gateway.fair_share(&incoming.caller.principal.organisation),
+            weight: incoming.caller.principal.weight,
             priority: Priority::Online,
             deadline: Some(incoming.arrival + app.limits.request_timeout),
         })

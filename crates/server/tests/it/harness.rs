@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mintage_ledger::KeyStore;
+use mintage_ledger::{DirectoryStore, NewKey};
 use mintage_model::{
     Engine, EngineInfo, GenerateRequest, GenerationDefaults, GgufVocabulary, Script,
     ScriptedEngine, SubmitError, TextModel, Tokenizer,
@@ -27,7 +27,7 @@ pub(crate) struct House {
     pub(crate) address: SocketAddr,
     pub(crate) key: String,
     pub(crate) engine: Arc<ScriptedEngine>,
-    pub(crate) keys: Arc<KeyStore>,
+    pub(crate) keys: Arc<DirectoryStore>,
     shutdown: Option<oneshot::Sender<()>>,
     running: tokio::task::JoinHandle<()>,
     _folder: tempfile::TempDir,
@@ -59,8 +59,9 @@ pub(crate) async fn start_with(
     let mut config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
     change(&mut config);
     let folder = tempfile::tempdir().unwrap();
-    let keys = Arc::new(KeyStore::open(folder.path()).unwrap());
-    let key = keys.create("test", "acme", 0, None).unwrap();
+    let keys = Arc::new(DirectoryStore::open(folder.path()).unwrap());
+    let project = keys.ensure_tenant("acme", 0).unwrap();
+    let key = keys.create_key(NewKey::of_project("test", &project.id), 0).unwrap();
     let info = EngineInfo { model: MODEL.to_owned(), context_length: CONTEXT, vocab_size: VOCAB };
     let engine = Arc::new(ScriptedEngine::new(info, 64, respond));
     let model = ServedModel {

@@ -1,0 +1,512 @@
+//! The counters of all parties, and the decision over them.
+//!
+//! Invariant: [`Limiter::check`] changes nothing. Counters are bounded by parties times served models; those that stand
+//! as if never used are forgotten.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::bucket::{Bucket, Rate};
+use super::spend::{Numbers, Spend, Sum};
+use super::{
+    BudgetEffect, BudgetLimit, Calendar, Level, LimitKind, LimitRefusal, Party, Period, RateRule,
+};
+
+/// Counters of rates beyond which idle ones are looked for.
+const SWEEP_AT: usize = 4096;
+/// How soon to ask again for a place among the requests in flight.
+const IN_FLIGHT_RETRY_MS: u64 = 1000;
+
+/// The moment of a decision, by both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds of a clock that never jumps: rates go by it.
+    pub monotonic_ms: u64,
+    /// Milliseconds since 1970: days and months go by it.
+    pub unix_ms: u64,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask<'a> {
+    /// The served model.
+    pub model: &'a str,
+    /// The most tokens it can use, prompt and answers.
+    pub tokens: u64,
+    /// The most it can cost, in 10⁻¹² of the currency's unit.
+    pub pico: i64,
+}
+
+/// What was used in the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Tokens, prompt and answers.
+    pub tokens: u64,
+    /// 10⁻¹² of the currency's unit.
+    pub pico: i64,
+}
+
+/// How one limit stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// What it allows a minute.
+    pub limit: u64,
+    /// What is left now.
+    pub remaining: u64,
+    /// Until all of it is there again.
+    pub reset_ms: u64,
+}
+
+/// The tightest limits of a request's parties; `None` where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standings {
+    /// Of requests.
+    pub requests: Option<Standing>,
+    /// Of tokens.
+    pub tokens: Option<Standing>,
+}
+
+/// A budget that was used up by the request just settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BudgetReached {
+    /// Whose.
+    pub level: Level,
+    /// The party's id.
+    pub party: Arc<str>,
+    /// For one model, or all of them together.
+    pub model: Option<String>,
+    /// In how long.
+    pub period: Period,
+    /// How much.
+    pub limit: BudgetLimit,
+    /// What happens now.
+    pub effect: BudgetEffect,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct CounterId {
+    level: Level,
+    party: Arc<str>,
+    /// `None`: all models together.
+    model: Option<Arc<str>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counters {
+    requests: Bucket,
+    request_burst: Bucket,
+    tokens: Bucket,
+    token_burst: Bucket,
+    in_flight: u32,
+    /// The rule they were last used with: decides when they are idle.
+    rates: Rates,
+}
+
+/// A rule as buckets see it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rates {
+    requests: Option<Rate>,
+    request_burst: Option<Rate>,
+    tokens: Option<Rate>,
+    token_burst: Option<Rate>,
+    in_flight: Option<u32>,
+}
+
+impl Rates {
+    fn of(rule: &RateRule) -> Self {
+        let smooth = |limit: Option<u64>| limit.filter(|_| rule.smooth).map(Rate::second);
+        Self {
+            requests: rule.requests_per_minute.map(Rate::minute),
+            request_burst: smooth(rule.requests_per_minute),
+            tokens: rule.tokens_per_minute.map(Rate::minute),
+            token_burst: smooth(rule.tokens_per_minute),
+            in_flight: rule.requests_in_flight,
+        }
+    }
+}
+
+/// A request that was let in: what it reserved, and where.
+#[derive(Debug)]
+#[must_use = "what it reserved comes back only by settling or cancelling it"]
+pub struct Pass {
+    rates: Vec<(CounterId, Rates)>,
+    spends: Vec<CounterId>,
+    tokens: u64,
+    pico: i64,
+    numbers: Numbers,
+}
+
+/// All counters.
+#[derive(Debug, Default)]
+pub struct Limiter {
+    calendar: Calendar,
+    rates: HashMap<CounterId, Counters>,
+    spends: HashMap<CounterId, Spend>,
+    models: HashMap<String, Arc<str>>,
+}
+
+impl Limiter {
+    /// Nothing used yet.
+    #[must_use]
+    pub fn new(calendar: Calendar) -> Self {
+        Self { calendar, ..Self::default() }
+    }
+
+    /// Whether all rules of all `parties` let the request in. Counts nothing.
+    ///
+    /// # Errors
+    /// The limit that stands in the way; of several, the one that does so longest.
+    pub fn check(
+        &self,
+        now: Now,
+        parties: &[Party],
+        ask: Ask<'_>,
+    ) -> Result<(), Box<LimitRefusal>> {
+        let mut worst: Option<LimitRefusal> = None;
+        let mut note = |refusal: LimitRefusal| {
+            let longest = |r: &LimitRefusal| r.retry_after_ms.unwrap_or(u64::MAX);
+            if worst.as_ref().is_none_or(|known| longest(&refusal) > longest(known)) {
+                worst = Some(refusal);
+            }
+        };
+        for party in parties {
+            for rule in &party.policy.rates {
+                let Some(model) = rule.models.counted_under(ask.model) else { continue };
+                self.check_rates(now, party, model, rule, ask, &mut note);
+            }
+            self.check_budgets(now, party, ask, &mut note);
+        }
+        match worst {
+            None => Ok(()),
+            Some(refusal) => {
+                let standings = self.standings(now, parties, ask.model);
+                Err(Box::new(LimitRefusal { standings, ..refusal }))
+            }
+        }
+    }
+
+    fn check_rates(
+        &self,
+        now: Now,
+        party: &Party,
+        model: Option<&str>,
+        rule: &RateRule,
+        ask: Ask<'_>,
+        note: &mut impl FnMut(LimitRefusal),
+    ) {
+        let counters = self.rates.get(&self.counter_id(party, model)).copied().unwrap_or_default();
+        let rates = Rates::of(rule);
+        let refuse = |kind, allowed: u64, retry_after_ms| LimitRefusal {
+            level: party.level,
+            party: Arc::clone(&party.id),
+            model: model.map(str::to_owned),
+            kind,
+            allowed: i128::from(allowed),
+            retry_after_ms,
+            standings: Standings::default(),
+        };
+        let buckets = [
+            (LimitKind::Requests, counters.requests, rates.requests, 1),
+            (LimitKind::RequestBurst, counters.request_burst, rates.request_burst, 1),
+            (LimitKind::Tokens, counters.tokens, rates.tokens, ask.tokens),
+            (LimitKind::TokenBurst, counters.token_burst, rates.token_burst, ask.tokens),
+        ];
+        for (kind, bucket, rate, amount) in buckets {
+            let Some(rate) = rate else { continue };
+            let wait_ms = bucket.wait_ms(rate, amount, now.monotonic_ms);
+            if wait_ms != Some(0) {
+                note(refuse(kind, rate.capacity, wait_ms));
+            }
+        }
+        if let Some(limit) = rates.in_flight.filter(|limit| counters.in_flight >= *limit) {
+            let retry = (limit > 0).then_some(IN_FLIGHT_RETRY_MS);
+            note(refuse(LimitKind::InFlight, u64::from(limit), retry));
+        }
+    }
+
+    fn check_budgets(
+        &self,
+        now: Now,
+        party: &Party,
+        ask: Ask<'_>,
+        note: &mut impl FnMut(LimitRefusal),
+    ) {
+        let hard = party.policy.budgets.iter().filter(|b| b.effect == BudgetEffect::Hard);
+        for budget in hard {
+            let Some(model) = budget.models.counted_under(ask.model) else { continue };
+            let number = self.calendar.number(budget.period, now.unix_ms);
+            let slot = self
+                .spends
+                .get(&self.counter_id(party, model))
+                .map(|spend| spend.of(budget.period, number))
+                .unwrap_or_default();
+            let (kind, allowed, after) = match budget.limit {
+                BudgetLimit::Tokens(limit) => (
+                    LimitKind::TokenBudget(budget.period),
+                    i128::from(limit),
+                    i128::from(slot.spent.tokens)
+                        + i128::from(slot.held.tokens)
+                        + i128::from(ask.tokens),
+                ),
+                BudgetLimit::MoneyPico(limit) => (
+                    LimitKind::MoneyBudget(budget.period),
+                    i128::from(limit),
+                    slot.spent.pico + slot.held.pico + i128::from(ask.pico),
+                ),
+            };
+            if after > allowed {
+                note(LimitRefusal {
+                    level: party.level,
+                    party: Arc::clone(&party.id),
+                    model: model.map(str::to_owned),
+                    kind,
+                    allowed,
+                    retry_after_ms: Some(self.calendar.ends_in_ms(budget.period, now.unix_ms)),
+                    standings: Standings::default(),
+                });
+            }
+        }
+    }
+
+    /// Counts a request that [`Limiter::check`] let in.
+    pub fn take(&mut self, now: Now, parties: &[Party], ask: Ask<'_>) -> Pass {
+        if self.rates.len() >= SWEEP_AT {
+            self.sweep(now);
+        }
+        let mut pass = Pass {
+            rates: Vec::new(),
+            spends: Vec::with_capacity(2 * parties.len()),
+            tokens: ask.tokens,
+            pico: ask.pico,
+            numbers: self.numbers(now.unix_ms),
+        };
+        let name = self.model_name(ask.model);
+        for party in parties {
+            for rule in &party.policy.rates {
+                let Some(model) = rule.models.counted_under(ask.model) else { continue };
+                let id = CounterId {
+                    level: party.level,
+                    party: Arc::clone(&party.id),
+                    model: model.map(|_| Arc::clone(&name)),
+                };
+                let rates = Rates::of(rule);
+                let counters = self.rates.entry(id.clone()).or_default();
+                counters.rates = rates;
+                counters.in_flight += 1;
+                counters.charge(rates, now, 1, reserved(ask.tokens));
+                pass.rates.push((id, rates));
+            }
+            for model in [None, Some(Arc::clone(&name))] {
+                let id = CounterId { level: party.level, party: Arc::clone(&party.id), model };
+                let held = Sum { pico: i128::from(ask.pico), tokens: ask.tokens };
+                self.spends.entry(id.clone()).or_default().hold(pass.numbers, held);
+                pass.spends.push(id);
+            }
+        }
+        pass
+    }
+
+    /// Counts what a request really used instead of what it reserved. Tells which budgets of `parties` that used up.
+    pub fn settle(
+        &mut self,
+        now: Now,
+        parties: &[Party],
+        model: &str,
+        pass: Pass,
+        used: Used,
+    ) -> Vec<BudgetReached> {
+        let before = Sum { pico: i128::from(used.pico), tokens: used.tokens };
+        self.give_back(now, &pass, used, 0);
+        let mut reached = Vec::new();
+        for party in parties {
+            for budget in &party.policy.budgets {
+                let Some(counted) = budget.models.counted_under(model) else { continue };
+                let number = pass.numbers.of(budget.period);
+                let slot = self
+                    .spends
+                    .get(&self.counter_id(party, counted))
+                    .map(|spend| spend.of(budget.period, number))
+                    .unwrap_or_default();
+                let (limit, after, added) = match budget.limit {
+                    BudgetLimit::Tokens(limit) => (
+                        i128::from(limit),
+                        i128::from(slot.spent.tokens),
+                        i128::from(before.tokens),
+                    ),
+                    BudgetLimit::MoneyPico(limit) => {
+                        (i128::from(limit), slot.spent.pico, before.pico)
+                    }
+                };
+                if added > 0 && after >= limit && after - added < limit {
+                    reached.push(BudgetReached {
+                        level: party.level,
+                        party: Arc::clone(&party.id),
+                        model: counted.map(str::to_owned),
+                        period: budget.period,
+                        limit: budget.limit,
+                        effect: budget.effect,
+                    });
+                }
+            }
+        }
+        reached
+    }
+
+    /// Forgets a request that used nothing: it does not count as a request either.
+    pub fn cancel(&mut self, now: Now, pass: Pass) {
+        self.give_back(now, &pass, Used::default(), 1);
+    }
+
+    fn give_back(&mut self, now: Now, pass: &Pass, used: Used, requests: i128) {
+        for (id, rates) in &pass.rates {
+            let Some(counters) = self.rates.get_mut(id) else { continue };
+            counters.in_flight = counters.in_flight.saturating_sub(1);
+            let difference =
+                |rate: Rate| i128::from(used.tokens) - i128::from(rate.wanted(pass.tokens));
+            counters.charge(*rates, now, -requests, difference);
+        }
+        let held = Sum { pico: i128::from(pass.pico), tokens: pass.tokens };
+        let spent = Sum { pico: i128::from(used.pico), tokens: used.tokens };
+        for id in &pass.spends {
+            if let Some(spend) = self.spends.get_mut(id) {
+                spend.settle(pass.numbers, held, spent);
+            }
+        }
+    }
+
+    /// Counts a request of the past, at start: budgets go on where they stood.
+    pub fn remember(
+        &mut self,
+        unix_ms: u64,
+        parties: &[(Level, Arc<str>)],
+        model: &str,
+        used: Used,
+    ) {
+        let numbers = self.numbers(unix_ms);
+        let name = self.model_name(model);
+        let spent = Sum { pico: i128::from(used.pico), tokens: used.tokens };
+        for (level, party) in parties {
+            for model in [None, Some(Arc::clone(&name))] {
+                let id = CounterId { level: *level, party: Arc::clone(party), model };
+                self.spends.entry(id).or_default().settle(numbers, Sum::default(), spent);
+            }
+        }
+    }
+
+    /// The tightest limits of requests and tokens as they stand now.
+    #[must_use]
+    pub fn standings(&self, now: Now, parties: &[Party], model: &str) -> Standings {
+        let mut standings = Standings::default();
+        for party in parties {
+            for rule in &party.policy.rates {
+                let Some(counted) = rule.models.counted_under(model) else { continue };
+                let id = self.counter_id(party, counted);
+                let counters = self.rates.get(&id).copied().unwrap_or_default();
+                let rates = Rates::of(rule);
+                tighten(&mut standings.requests, counters.requests, rates.requests, now);
+                tighten(&mut standings.tokens, counters.tokens, rates.tokens, now);
+            }
+        }
+        standings
+    }
+
+    /// What a party spent in the period of `unix_ms`: tokens, and 10⁻¹² of the currency's unit.
+    #[must_use]
+    pub fn spent(
+        &self,
+        level: Level,
+        party: &str,
+        model: Option<&str>,
+        period: Period,
+        unix_ms: u64,
+    ) -> (u64, i128) {
+        let id = CounterId { level, party: party.into(), model: model.map(Into::into) };
+        let number = self.calendar.number(period, unix_ms);
+        let slot = self.spends.get(&id).map(|s| s.of(period, number)).unwrap_or_default();
+        (slot.spent.tokens, slot.spent.pico)
+    }
+
+    /// Whether nothing is in flight and nothing held: so it must be when no request runs.
+    #[must_use]
+    pub fn is_idle(&self, unix_ms: u64) -> bool {
+        let numbers = self.numbers(unix_ms);
+        self.rates.values().all(|counters| counters.in_flight == 0)
+            && self.spends.values().all(|spend| {
+                [Period::Day, Period::Month]
+                    .iter()
+                    .all(|period| spend.of(*period, numbers.of(*period)).held == Sum::default())
+            })
+    }
+
+    fn numbers(&self, unix_ms: u64) -> Numbers {
+        Numbers {
+            day: self.calendar.number(Period::Day, unix_ms),
+            month: self.calendar.number(Period::Month, unix_ms),
+        }
+    }
+
+    fn counter_id(&self, party: &Party, model: Option<&str>) -> CounterId {
+        let model = model.map(|name| self.models.get(name).cloned().unwrap_or_else(|| name.into()));
+        CounterId { level: party.level, party: Arc::clone(&party.id), model }
+    }
+
+    /// Served models are few; their names are kept once.
+    fn model_name(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.models.get(name) {
+            return Arc::clone(known);
+        }
+        let shared: Arc<str> = name.into();
+        self.models.insert(name.to_owned(), Arc::clone(&shared));
+        shared
+    }
+
+    fn sweep(&mut self, now: Now) {
+        self.rates.retain(|_, counters| !counters.is_idle(now));
+    }
+}
+
+/// How much of a reservation each bucket takes.
+fn reserved(tokens: u64) -> impl Fn(Rate) -> i128 {
+    move |rate| i128::from(rate.wanted(tokens))
+}
+
+fn tighten(known: &mut Option<Standing>, bucket: Bucket, rate: Option<Rate>, now: Now) {
+    let Some(rate) = rate else { return };
+    let remaining = bucket.remaining(rate, now.monotonic_ms);
+    if known.is_none_or(|known| remaining < known.remaining) {
+        let reset_ms = bucket.full_in_ms(rate, now.monotonic_ms);
+        *known = Some(Standing { limit: rate.per_minute, remaining, reset_ms });
+    }
+}
+
+impl Counters {
+    fn charge(&mut self, rates: Rates, now: Now, requests: i128, tokens: impl Fn(Rate) -> i128) {
+        let now_ms = now.monotonic_ms;
+        for (bucket, rate) in
+            [(&mut self.requests, rates.requests), (&mut self.request_burst, rates.request_burst)]
+        {
+            if let Some(rate) = rate {
+                bucket.take(rate, requests, now_ms);
+            }
+        }
+        for (bucket, rate) in
+            [(&mut self.tokens, rates.tokens), (&mut self.token_burst, rates.token_burst)]
+        {
+            if let Some(rate) = rate {
+                bucket.take(rate, tokens(rate), now_ms);
+            }
+        }
+    }
+
+    /// As if never used.
+    fn is_idle(&self, now: Now) -> bool {
+        let full = |bucket: Bucket, rate: Option<Rate>| {
+            rate.is_none_or(|rate| bucket.is_full(rate, now.monotonic_ms))
+        };
+        self.in_flight == 0
+            && full(self.requests, self.rates.requests)
+            && full(self.request_burst, self.rates.request_burst)
+            && full(self.tokens, self.rates.tokens)
+            && full(self.token_burst, self.rates.token_burst)
+    }
+}
