@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::money::Amount;
+
 use super::bucket::{Bucket, Rate};
 use super::spend::{Numbers, Spend, Sum};
 use super::{
@@ -33,8 +35,8 @@ pub struct Ask<'a> {
     pub model: &'a str,
     /// The most tokens it can use, prompt and answers.
     pub tokens: u64,
-    /// The most it can cost, in 10⁻¹² of the currency's unit.
-    pub pico: i64,
+    /// The most it can cost.
+    pub amount: Amount,
 }
 
 /// What was used in the end.
@@ -42,8 +44,8 @@ pub struct Ask<'a> {
 pub struct Used {
     /// Tokens, prompt and answers.
     pub tokens: u64,
-    /// 10⁻¹² of the currency's unit.
-    pub pico: i64,
+    /// What it cost.
+    pub amount: Amount,
 }
 
 /// How one limit stands.
@@ -132,7 +134,7 @@ pub struct Pass {
     rates: Vec<(CounterId, Rates)>,
     spends: Vec<CounterId>,
     tokens: u64,
-    pico: i64,
+    amount: Amount,
     numbers: Numbers,
 }
 
@@ -248,10 +250,10 @@ impl Limiter {
                         + i128::from(slot.held.tokens)
                         + i128::from(ask.tokens),
                 ),
-                BudgetLimit::MoneyPico(limit) => (
+                BudgetLimit::Money(limit) => (
                     LimitKind::MoneyBudget(budget.period),
-                    i128::from(limit),
-                    slot.spent.pico + slot.held.pico + i128::from(ask.pico),
+                    limit.pico(),
+                    slot.spent.pico + slot.held.pico + ask.amount.pico(),
                 ),
             };
             if after > allowed {
@@ -277,7 +279,7 @@ impl Limiter {
             rates: Vec::new(),
             spends: Vec::with_capacity(2 * parties.len()),
             tokens: ask.tokens,
-            pico: ask.pico,
+            amount: ask.amount,
             numbers: self.numbers(now.unix_ms),
         };
         let name = self.model_name(ask.model);
@@ -298,7 +300,7 @@ impl Limiter {
             }
             for model in [None, Some(Arc::clone(&name))] {
                 let id = CounterId { level: party.level, party: Arc::clone(&party.id), model };
-                let held = Sum { pico: i128::from(ask.pico), tokens: ask.tokens };
+                let held = Sum { pico: ask.amount.pico(), tokens: ask.tokens };
                 self.spends.entry(id.clone()).or_default().hold(pass.numbers, held);
                 pass.spends.push(id);
             }
@@ -315,7 +317,7 @@ impl Limiter {
         pass: Pass,
         used: Used,
     ) -> Vec<BudgetReached> {
-        let before = Sum { pico: i128::from(used.pico), tokens: used.tokens };
+        let before = Sum { pico: used.amount.pico(), tokens: used.tokens };
         self.give_back(now, &pass, used, 0);
         let mut reached = Vec::new();
         for party in parties {
@@ -333,9 +335,7 @@ impl Limiter {
                         i128::from(slot.spent.tokens),
                         i128::from(before.tokens),
                     ),
-                    BudgetLimit::MoneyPico(limit) => {
-                        (i128::from(limit), slot.spent.pico, before.pico)
-                    }
+                    BudgetLimit::Money(limit) => (limit.pico(), slot.spent.pico, before.pico),
                 };
                 if added > 0 && after >= limit && after - added < limit {
                     reached.push(BudgetReached {
@@ -365,8 +365,8 @@ impl Limiter {
                 |rate: Rate| i128::from(used.tokens) - i128::from(rate.wanted(pass.tokens));
             counters.charge(*rates, now, -requests, difference);
         }
-        let held = Sum { pico: i128::from(pass.pico), tokens: pass.tokens };
-        let spent = Sum { pico: i128::from(used.pico), tokens: used.tokens };
+        let held = Sum { pico: pass.amount.pico(), tokens: pass.tokens };
+        let spent = Sum { pico: used.amount.pico(), tokens: used.tokens };
         for id in &pass.spends {
             if let Some(spend) = self.spends.get_mut(id) {
                 spend.settle(pass.numbers, held, spent);
@@ -384,7 +384,7 @@ impl Limiter {
     ) {
         let numbers = self.numbers(unix_ms);
         let name = self.model_name(model);
-        let spent = Sum { pico: i128::from(used.pico), tokens: used.tokens };
+        let spent = Sum { pico: used.amount.pico(), tokens: used.tokens };
         for (level, party) in parties {
             for model in [None, Some(Arc::clone(&name))] {
                 let id = CounterId { level: *level, party: Arc::clone(party), model };
@@ -410,7 +410,7 @@ impl Limiter {
         standings
     }
 
-    /// What a party spent in the period of `unix_ms`: tokens, and 10⁻¹² of the currency's unit.
+    /// What a party spent in the period of `unix_ms`: tokens, and money.
     #[must_use]
     pub fn spent(
         &self,
@@ -419,11 +419,11 @@ impl Limiter {
         model: Option<&str>,
         period: Period,
         unix_ms: u64,
-    ) -> (u64, i128) {
+    ) -> (u64, Amount) {
         let id = CounterId { level, party: party.into(), model: model.map(Into::into) };
         let number = self.calendar.number(period, unix_ms);
         let slot = self.spends.get(&id).map(|s| s.of(period, number)).unwrap_or_default();
-        (slot.spent.tokens, slot.spent.pico)
+        (slot.spent.tokens, Amount::from_pico(slot.spent.pico))
     }
 
     /// Whether nothing is in flight and nothing held: so it must be when no request runs.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Period;
+use crate::money::Amount;
 
 /// Rules of one kind that one party may have.
 pub const MAX_RULES: usize = 64;
@@ -85,8 +86,8 @@ pub struct Budget {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BudgetLimit {
-    /// Of money, in 10⁻¹² of the currency's unit.
-    MoneyPico(i64),
+    /// Of money, in the ledger's currency.
+    Money(Amount),
     /// Of tokens, of prompts and answers.
     Tokens(u64),
 }
@@ -116,7 +117,7 @@ pub enum PolicyError {
     Twice(ModelChoice),
     /// Money is counted upwards from nothing.
     #[error("a budget is not negative, this one is {0}")]
-    Negative(i64),
+    Negative(Amount),
 }
 
 impl Policy {
@@ -135,10 +136,10 @@ impl Policy {
             }
         }
         for budget in &self.budgets {
-            if let BudgetLimit::MoneyPico(pico) = budget.limit
-                && pico < 0
+            if let BudgetLimit::Money(amount) = budget.limit
+                && amount.is_negative()
             {
-                return Err(PolicyError::Negative(pico));
+                return Err(PolicyError::Negative(amount));
             }
         }
         Ok(())

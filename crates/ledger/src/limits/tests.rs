@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::money::Amount;
+
+fn pico(pico: i128) -> Amount {
+    Amount::from_pico(pico)
+}
 
 fn at(ms: u64) -> Now {
     Now { monotonic_ms: ms, unix_ms: 1_700_000_000_000 + ms }
 }
 
 fn ask(tokens: u64) -> Ask<'static> {
-    Ask { model: "m", tokens, pico: tokens as i64 * 10 }
+    Ask { model: "m", tokens, amount: pico(tokens as i128 * 10) }
 }
 
 fn party(level: Level, id: &str, policy: Policy) -> Party {
@@ -83,7 +88,7 @@ fn whoever_waits_as_told_is_served_and_a_ms_earlier_is_not() {
         for _ in 0..50 {
             match admit(&mut limiter, at(now), &parties, ask(size)) {
                 Ok(pass) => {
-                    let used = Used { tokens: size, pico: 0 };
+                    let used = Used { tokens: size, amount: pico(0) };
                     limiter.settle(at(now), &parties, "m", pass, used);
                 }
                 Err(why) => {
@@ -106,14 +111,14 @@ fn what_was_not_used_comes_back_and_what_was_used_beyond_is_owed() {
         |limiter: &Limiter, ms| limiter.standings(at(ms), &parties, "m").tokens.unwrap().remaining;
     let pass = admit(&mut limiter, at(0), &parties, ask(80)).unwrap();
     assert_eq!(remaining(&limiter, 0), 20);
-    limiter.settle(at(0), &parties, "m", pass, Used { tokens: 30, pico: 0 });
+    limiter.settle(at(0), &parties, "m", pass, Used { tokens: 30, amount: pico(0) });
     assert_eq!(remaining(&limiter, 0), 70);
     let pass = admit(&mut limiter, at(0), &parties, ask(50)).unwrap();
     limiter.cancel(at(0), pass);
     assert_eq!(remaining(&limiter, 0), 70);
     // Asked for more than a minute brings: reserved is what there was, owed what it took. 30 ms bring 0.05.
     let pass = admit(&mut limiter, at(60_000), &parties, ask(500)).unwrap();
-    limiter.settle(at(60_000), &parties, "m", pass, Used { tokens: 250, pico: 0 });
+    limiter.settle(at(60_000), &parties, "m", pass, Used { tokens: 250, amount: pico(0) });
     assert_eq!(remaining(&limiter, 60_000), 0);
     let why = limiter.check(at(60_000), &parties, ask(1)).unwrap_err();
     // 150 owed and 1 wanted, at 100 a minute.
@@ -122,11 +127,11 @@ fn what_was_not_used_comes_back_and_what_was_used_beyond_is_owed() {
 
 #[test]
 fn budgets_hold_what_runs_and_count_what_was_used() {
-    let money = |pico, effect| {
+    let money = |limit, effect| {
         budget(Budget {
             models: ModelChoice::Together,
             period: Period::Day,
-            limit: BudgetLimit::MoneyPico(pico),
+            limit: BudgetLimit::Money(pico(limit)),
             effect,
         })
     };
@@ -141,12 +146,14 @@ fn budgets_hold_what_runs_and_count_what_was_used() {
         Some(Calendar::default().ends_in_ms(Period::Day, at(0).unix_ms))
     );
     let second = admit(&mut limiter, at(0), &parties, ask(40)).unwrap();
-    let reached = limiter.settle(at(0), &parties, "m", first, Used { tokens: 10, pico: 100 });
+    let reached =
+        limiter.settle(at(0), &parties, "m", first, Used { tokens: 10, amount: pico(100) });
     assert_eq!(reached, vec![]);
     limiter.cancel(at(0), second);
     assert!(limiter.is_idle(at(0).unix_ms));
     let third = admit(&mut limiter, at(0), &parties, ask(90)).unwrap();
-    let reached = limiter.settle(at(0), &parties, "m", third, Used { tokens: 90, pico: 900 });
+    let reached =
+        limiter.settle(at(0), &parties, "m", third, Used { tokens: 90, amount: pico(900) });
     assert_eq!(reached.len(), 1);
     assert!(limiter.check(at(0), &parties, ask(1)).is_err());
     // The next day begins anew; a clock that jumps forth and back finds the old day used up.
@@ -155,18 +162,21 @@ fn budgets_hold_what_runs_and_count_what_was_used() {
     let pass = admit(&mut limiter, at(day_ms), &parties, ask(50)).unwrap();
     assert!(limiter.check(at(0), &parties, ask(1)).is_err());
     // It was admitted on the other day and counts there, whenever it ends.
-    limiter.settle(at(0), &parties, "m", pass, Used { tokens: 50, pico: 500 });
-    assert_eq!(limiter.spent(Level::Project, "p", None, Period::Day, at(0).unix_ms), (100, 1000));
+    limiter.settle(at(0), &parties, "m", pass, Used { tokens: 50, amount: pico(500) });
+    assert_eq!(
+        limiter.spent(Level::Project, "p", None, Period::Day, at(0).unix_ms),
+        (100, pico(1000))
+    );
     assert_eq!(
         limiter.spent(Level::Project, "p", Some("m"), Period::Day, at(day_ms).unix_ms),
-        (50, 500)
+        (50, pico(500))
     );
 
     let warned = money(10, BudgetEffect::Warn);
     let mut limiter = Limiter::default();
     let settle = |limiter: &mut Limiter| {
         let pass = admit(limiter, at(0), &warned, ask(6)).unwrap();
-        limiter.settle(at(0), &warned, "m", pass, Used { tokens: 6, pico: 6 }).len()
+        limiter.settle(at(0), &warned, "m", pass, Used { tokens: 6, amount: pico(6) }).len()
     };
     assert_eq!([settle(&mut limiter), settle(&mut limiter), settle(&mut limiter)], [0, 1, 0]);
     // What another run of the program counted goes on.
@@ -175,7 +185,7 @@ fn budgets_hold_what_runs_and_count_what_was_used() {
         at(0).unix_ms,
         &[(Level::Project, "p".into())],
         "m",
-        Used { tokens: 1, pico: 9 },
+        Used { tokens: 1, amount: pico(9) },
     );
     assert_eq!(settle(&mut limiter), 1);
 }
@@ -188,7 +198,7 @@ fn rules_count_the_models_they_name() {
         let mut limiter = Limiter::default();
         let mut outcome = Vec::new();
         for model in models {
-            let ask = Ask { model, tokens: 1, pico: 0 };
+            let ask = Ask { model, tokens: 1, amount: pico(0) };
             outcome.push(admit(&mut limiter, at(0), &parties, ask).is_ok());
         }
         assert_eq!(outcome, admitted, "{models:?}");
@@ -240,7 +250,7 @@ fn messages_are_distinct() {
         ),
         only(RateRule { requests_in_flight: Some(1), ..RateRule::default() }, &[0, 0], 1),
         period(BudgetLimit::Tokens(5)),
-        period(BudgetLimit::MoneyPico(5)),
+        period(BudgetLimit::Money(pico(5))),
         only(RateRule { requests_per_minute: Some(0), ..RateRule::default() }, &[0], 1),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r"
@@ -313,7 +323,13 @@ fn the_limiter_agrees_with_one_that_remembers_everything() {
                 tokens += i128::from(want) * 60_000;
             } else {
                 let used = next(want + 1);
-                limiter.settle(at(now), &parties, "m", pass, Used { tokens: used, pico: 0 });
+                limiter.settle(
+                    at(now),
+                    &parties,
+                    "m",
+                    pass,
+                    Used { tokens: used, amount: pico(0) },
+                );
                 tokens += i128::from(want - used) * 60_000;
                 spent += used;
             }
