@@ -6,6 +6,7 @@
 pub mod directory;
 pub mod limits;
 mod money;
+pub mod price;
 mod usage;
 
 pub use directory::{DirectoryError, DirectoryStore, KeyRefusal, NewKey, Principal, Secret};
