@@ -46,7 +46,7 @@ fn quantised(format: Format, src: &[u8], dst: &mut [f32]) {
         src.chunks_exact(format.block_bytes()).zip(dst.chunks_exact_mut(format.block_len()));
     for (block, values) in blocks {
         for (sub, values) in values.chunks_exact_mut(BLOCK).enumerate() {
-            let codes = native::codes(format, block, sub);
+            let codes = native::code_bytes(native::codes(format, block, sub));
             let raw = native::scales(format, block, sub);
             values_of(format, kind, &codes, &raw, values);
         }

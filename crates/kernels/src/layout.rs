@@ -12,7 +12,7 @@
 //! Floating-point formats keep their elements column by column, 16 rows each. Rows past the last are zero.
 
 use crate::Format;
-use crate::native::{BLOCK, RawScales, ScaleKind};
+use crate::native::{BLOCK, CodeWords, RawScales, ScaleKind};
 
 /// Rows that are interleaved: the 32-bit lanes of a 512-bit register.
 pub(crate) const STRIP_ROWS: usize = 16;
@@ -93,6 +93,7 @@ pub(crate) fn strip_sizes(format: Format, cols: usize) -> Option<StripSizes> {
 
 /// Where vector `j` of a plane with `bits` per code stands: (stored vector, shift). With 4 bits, vectors 0–3 are the low
 /// nibbles and 4–7 the high ones; with 2 bits, four vectors share a stored one; with 1 bit, all eight.
+#[inline(always)]
 pub(crate) const fn field(bits: usize, j: usize) -> (usize, usize) {
     match bits {
         8 => (j, 0),
@@ -102,25 +103,26 @@ pub(crate) const fn field(bits: usize, j: usize) -> (usize, usize) {
     }
 }
 
-/// Writes 32 codes of one row into a zeroed code block, four columns (the row's lane of one vector) at a time. Inlined, so
-/// that a caller that knows the format at compile time gets straight code.
+/// Writes 32 codes of one row into a code block: the row's lane of each vector, four columns at a time. Inlined, so that
+/// a caller that knows the format at compile time gets straight code.
 #[inline(always)]
-pub(crate) fn put_codes(format: Format, block: &mut [u8], row: usize, codes: &[u8; BLOCK]) {
+pub(crate) fn put_codes(format: Format, block: &mut [u8], row: usize, codes: &CodeWords) {
     let (low_bits, high_bits) = code_bits(format);
     let every_byte = |bits: usize| u32::from_ne_bytes([((1_u32 << bits) - 1) as u8; 4]);
-    let (lanes, _) = block.as_chunks_mut::<4>();
-    let (fours, _) = codes.as_chunks::<4>();
-    for (j, four) in fours.iter().enumerate() {
-        let four = u32::from_le_bytes(*four);
-        let mut put = |first_vector: usize, bits: usize, values: u32| {
+    let mut put = |first_vector: usize, bits: usize, skipped: usize| {
+        let mut vectors = [0_u32; VECTORS];
+        for (j, four) in codes.iter().enumerate() {
             let (vector, shift) = field(bits, j);
-            let lane = &mut lanes[LINE / 4 * (first_vector + vector) + row];
-            *lane = (u32::from_le_bytes(*lane) | (values << shift)).to_le_bytes();
-        };
-        put(0, low_bits, four & every_byte(low_bits));
-        if high_bits > 0 {
-            put(low_bits, high_bits, (four >> low_bits) & every_byte(high_bits));
+            vectors[vector] |= ((four >> skipped) & every_byte(bits)) << shift;
         }
+        let lanes = &mut block[LINE * first_vector..][..LINE * bits];
+        for (vector, lanes) in vectors.iter().zip(lanes.chunks_exact_mut(LINE)) {
+            lanes[4 * row..][..4].copy_from_slice(&vector.to_le_bytes());
+        }
+    };
+    put(0, low_bits, 0);
+    if high_bits > 0 {
+        put(low_bits, high_bits, low_bits);
     }
 }
 

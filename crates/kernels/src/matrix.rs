@@ -161,35 +161,43 @@ fn pack_strip(format: Format, sizes: StripSizes, row_bytes: usize, rows: &[u8], 
     if row_bytes == 0 {
         return;
     }
-    if !format.is_quantised() {
-        let size = format.block_bytes();
+    match format {
+        Format::F32 => pack_elements::<4>(row_bytes, rows, strip),
+        Format::F16 | Format::BF16 => pack_elements::<2>(row_bytes, rows, strip),
+        _ => for_quantised!(format, pack_quantised(sizes.codes_at, row_bytes, rows, strip)),
+    }
+}
+
+/// Elements of `SIZE` bytes, column by column. Like the quantised ones in pieces of all rows, so that what is written
+/// stays in the nearest cache until every row has been there.
+fn pack_elements<const SIZE: usize>(row_bytes: usize, rows: &[u8], strip: &mut [u8]) {
+    /// Columns of a piece: 4 KiB of f32.
+    const COLUMNS: usize = 64;
+    let piece_bytes = SIZE * STRIP_ROWS * COLUMNS;
+    for (index, piece) in strip.chunks_mut(piece_bytes).enumerate() {
         for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-            for (column, element) in row.chunks_exact(size).enumerate() {
-                strip[size * (STRIP_ROWS * column + lane)..][..size].copy_from_slice(element);
+            let from = (index * SIZE * COLUMNS).min(row.len());
+            let to = ((index + 1) * SIZE * COLUMNS).min(row.len());
+            let columns = piece.chunks_exact_mut(SIZE * STRIP_ROWS);
+            for (column, element) in columns.zip(row[from..to].as_chunks::<SIZE>().0) {
+                column[SIZE * lane..][..SIZE].copy_from_slice(element);
             }
         }
-        return;
     }
-    for_quantised!(format, pack_quantised(sizes.codes_at, row_bytes, rows, strip));
 }
 
 fn pack_quantised<Q: Quantised>(codes_at: usize, row_bytes: usize, rows: &[u8], strip: &mut [u8]) {
     let (scale_plane, code_plane) = strip.split_at_mut(codes_at);
-    let subs = Q::FORMAT.block_len() / BLOCK;
-    for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-        let blocks = row.chunks_exact(Q::FORMAT.block_bytes());
-        let records = scale_plane.chunks_exact_mut(Q::GROUP_BYTES);
-        let packed = code_plane.chunks_exact_mut(subs * Q::CODE_BYTES);
-        for ((block, record), packed) in blocks.zip(records).zip(packed) {
-            for (sub, packed) in packed.chunks_exact_mut(Q::CODE_BYTES).enumerate() {
+    let (block_bytes, subs) = (Q::FORMAT.block_bytes(), Q::FORMAT.block_len() / BLOCK);
+    let records = scale_plane.chunks_exact_mut(Q::GROUP_BYTES);
+    let pieces = code_plane.chunks_exact_mut(subs * Q::CODE_BYTES);
+    for (index, (record, piece)) in records.zip(pieces).enumerate() {
+        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+            let block = &row[index * block_bytes..][..block_bytes];
+            for (sub, packed) in piece.chunks_exact_mut(Q::CODE_BYTES).enumerate() {
                 layout::put_codes(Q::FORMAT, packed, lane, &native::codes(Q::FORMAT, block, sub));
-                layout::put_scales(
-                    Q::KIND,
-                    record,
-                    sub,
-                    lane,
-                    &native::scales(Q::FORMAT, block, sub),
-                );
+                let scales = native::scales(Q::FORMAT, block, sub);
+                layout::put_scales(Q::KIND, record, sub, lane, &scales);
             }
         }
     }

@@ -106,23 +106,52 @@ pub(crate) fn code_value(format: Format, code: u8) -> i32 {
     }
 }
 
+/// 32 codes, four in a word: byte `i` of word `j` is the code of element `4·j + i`.
+///
+/// Words, because packing moves four codes at a time, and because plain loops over them compile to straight code wherever
+/// they are inlined.
+pub(crate) type CodeWords = [u32; BLOCK / 4];
+
+/// The same codes one by one.
+#[inline(always)]
+pub(crate) fn code_bytes(words: CodeWords) -> [u8; BLOCK] {
+    let mut bytes = [0; BLOCK];
+    for (four, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+        *four = word.to_le_bytes();
+    }
+    bytes
+}
+
+#[inline(always)]
 fn u16_at(block: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([block[at], block[at + 1]])
 }
 
+#[inline(always)]
 fn u32_at(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 
+/// `byte` in each byte of a word.
+const fn every_byte(byte: u8) -> u32 {
+    u32::from_ne_bytes([byte; 4])
+}
+
 /// Codes of the `sub`-th 32 elements of one block of a quantised format. `block` has the format's `block_bytes`.
 #[inline(always)]
-pub(crate) fn codes(format: Format, block: &[u8], sub: usize) -> [u8; BLOCK] {
+pub(crate) fn codes(format: Format, block: &[u8], sub: usize) -> CodeWords {
     match format {
         Format::Q4_0 | Format::IQ4_NL => nibbles(&block[2..18]),
         Format::Q4_1 => nibbles(&block[4..20]),
         Format::Q5_0 => with_bits(nibbles(&block[6..22]), u32_at(block, 2)),
         Format::Q5_1 => with_bits(nibbles(&block[8..24]), u32_at(block, 4)),
-        Format::Q8_0 => std::array::from_fn(|i| block[2 + i] ^ 0x80),
+        Format::Q8_0 => {
+            let mut words = bit_field(&block[2..34], 0, 8);
+            for word in &mut words {
+                *word ^= every_byte(0x80);
+            }
+            words
+        }
         Format::Q2_K => bit_field(&block[16 + sub / 4 * 32..], 2 * (sub % 4), 2),
         Format::Q3_K => {
             let low = bit_field(&block[32 + sub / 4 * 32..], 2 * (sub % 4), 2);
@@ -138,36 +167,51 @@ pub(crate) fn codes(format: Format, block: &[u8], sub: usize) -> [u8; BLOCK] {
             stacked(low, 4, bit_field(&block[128 + 32 * (sub / 4)..], 2 * (sub % 4), 2))
         }
         Format::IQ4_XS => nibbles(&block[8 + 16 * sub..][..16]),
-        Format::F32 | Format::F16 | Format::BF16 => [0; BLOCK],
+        Format::F32 | Format::F16 | Format::BF16 => [0; BLOCK / 4],
     }
 }
 
-/// The `bits` bits from `shift` of each of 32 bytes; eight bytes at a time, since processors shift no single bytes.
+/// The `bits` bits from `shift` of each of 32 bytes; four bytes at a time, since processors shift no single bytes.
 #[inline(always)]
-fn bit_field(bytes: &[u8], shift: usize, bits: usize) -> [u8; BLOCK] {
-    let mask = u64::from_ne_bytes([(1 << bits) - 1; 8]);
-    let mut fields = [0; BLOCK];
-    let (targets, _) = fields.as_chunks_mut::<8>();
-    for (target, eight) in targets.iter_mut().zip(bytes[..BLOCK].as_chunks::<8>().0) {
-        *target = ((u64::from_le_bytes(*eight) >> shift) & mask).to_le_bytes();
+fn bit_field(bytes: &[u8], shift: usize, bits: usize) -> CodeWords {
+    let mask = every_byte(((1_u32 << bits) - 1) as u8);
+    let mut words = [0; BLOCK / 4];
+    for (word, four) in words.iter_mut().zip(bytes[..BLOCK].as_chunks::<4>().0) {
+        *word = (u32::from_le_bytes(*four) >> shift) & mask;
     }
-    fields
+    words
 }
 
 #[inline(always)]
-fn stacked(low: [u8; BLOCK], bits: usize, high: [u8; BLOCK]) -> [u8; BLOCK] {
-    std::array::from_fn(|i| low[i] | (high[i] << bits))
+fn stacked(mut low: CodeWords, bits: usize, high: CodeWords) -> CodeWords {
+    for (low, high) in low.iter_mut().zip(high) {
+        *low |= high << bits;
+    }
+    low
 }
 
-/// Low nibbles are the first 16 elements, high nibbles the last.
+/// Low nibbles of 16 bytes are the first 16 elements, high nibbles the last.
 #[inline(always)]
-fn nibbles(qs: &[u8]) -> [u8; BLOCK] {
-    std::array::from_fn(|i| if i < 16 { qs[i] & 15 } else { qs[i - 16] >> 4 })
+fn nibbles(qs: &[u8]) -> CodeWords {
+    let mut words = [0; BLOCK / 4];
+    let (first, last) = words.split_at_mut(BLOCK / 8);
+    for ((first, last), four) in first.iter_mut().zip(last).zip(qs[..16].as_chunks::<4>().0) {
+        let four = u32::from_le_bytes(*four);
+        *first = four & every_byte(15);
+        *last = (four >> 4) & every_byte(15);
+    }
+    words
 }
 
+/// Bit `i` of `bits` becomes bit 4 of element `i`.
 #[inline(always)]
-fn with_bits(low: [u8; BLOCK], bits: u32) -> [u8; BLOCK] {
-    std::array::from_fn(|i| low[i] | (((bits >> i) as u8 & 1) << 4))
+fn with_bits(mut low: CodeWords, bits: u32) -> CodeWords {
+    for (j, word) in low.iter_mut().enumerate() {
+        // Four copies seven places apart bring bit `i` of a nibble to place `8·i`; no two bits meet.
+        let spread = (((bits >> (4 * j)) & 15) * 0x0020_4081) & every_byte(1);
+        *word |= spread << 4;
+    }
+    low
 }
 
 /// Scales of the `sub`-th 32 elements of one block of a quantised format.
@@ -178,18 +222,21 @@ pub(crate) fn scales(format: Format, block: &[u8], sub: usize) -> RawScales {
         Format::Q4_0 | Format::IQ4_NL | Format::Q5_0 | Format::Q8_0 => plain(u16_at(block, 0)),
         Format::Q4_1 | Format::Q5_1 => RawScales { m: u16_at(block, 2), ..plain(u16_at(block, 0)) },
         Format::Q2_K => {
-            let pair = [block[2 * sub], block[2 * sub + 1]];
+            let (a, b) = (block[2 * sub], block[2 * sub + 1]);
             RawScales {
                 d: u16_at(block, 80),
                 m: u16_at(block, 82),
-                sub_scale: pair.map(|s| s & 15),
-                sub_min: pair.map(|s| s >> 4),
+                sub_scale: [a & 15, b & 15],
+                sub_min: [a >> 4, b >> 4],
             }
         }
-        Format::Q3_K => RawScales {
-            sub_scale: [0, 1].map(|half| q3k_scale(&block[96..108], 2 * sub + half)),
-            ..plain(u16_at(block, 108))
-        },
+        Format::Q3_K => {
+            let packed = &block[96..108];
+            RawScales {
+                sub_scale: [q3k_scale(packed, 2 * sub), q3k_scale(packed, 2 * sub + 1)],
+                ..plain(u16_at(block, 108))
+            }
+        }
         Format::Q4_K | Format::Q5_K => {
             let (scale, min) = q4k_scale_min(&block[4..16], sub);
             RawScales {
@@ -213,6 +260,7 @@ pub(crate) fn scales(format: Format, block: &[u8], sub: usize) -> RawScales {
 }
 
 /// 16 six-bit scales in 12 bytes: low nibbles in the first 8, the upper two bits in the last 4.
+#[inline(always)]
 fn q3k_scale(packed: &[u8], index: usize) -> u8 {
     let low = if index < 8 { packed[index] & 15 } else { packed[index - 8] >> 4 };
     let high = (packed[8 + index % 4] >> (2 * (index / 4))) & 3;
@@ -220,6 +268,7 @@ fn q3k_scale(packed: &[u8], index: usize) -> u8 {
 }
 
 /// 8 six-bit scales and 8 six-bit minima in 12 bytes.
+#[inline(always)]
 fn q4k_scale_min(packed: &[u8], index: usize) -> (u8, u8) {
     if index < 4 {
         return (packed[index] & 63, packed[index + 4] & 63);
