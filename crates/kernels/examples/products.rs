@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         rows = ROWS.to_vec();
     }
     let pool = Pool::new(threads);
-    let limits = bench::limits(&pool, isa);
+    let limits = bench::limits(&pool, isa)?;
     println!(
         "{threads} threads, {isa:?}: read {:.1} GB/s, f32 {:.0} GFLOP/s, int8 {:.0} GOP/s",
         limits.read_gb_per_s, limits.f32_gflop_per_s, limits.int8_gop_per_s
@@ -66,14 +66,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         print!("{:7} {:>13}", format!("{format:?}"), format!("{outputs}×{inputs}"));
         let mut rate = f64::NAN;
-        for &rows in rows.iter().filter(|&&rows| rows * outputs * inputs < 1 << 33) {
-            let measured = bench::product(&pool, isa, format, (outputs, inputs), rows)?;
+        let rows: Vec<usize> =
+            rows.iter().copied().filter(|&rows| rows * outputs * inputs < 1 << 33).collect();
+        bench::products(&pool, isa, format, (outputs, inputs), &rows, &mut |measured| {
             let scale = if best { measured.seconds / measured.least_seconds } else { 1.0 };
-            print!(" | {:7.1}", measured.gop_per_s * scale);
+            print!(" | {:7.1}", measured.gop_per_s() * scale);
             if rate.is_nan() {
-                rate = measured.gb_per_s * scale;
+                rate = measured.gb_per_s() * scale;
             }
-        }
+        })?;
         let packing = bench::packing(&pool, format, (outputs.min(16_384), inputs))?;
         println!(" | {rate:17.1} | {packing:.1}");
     }

@@ -1,23 +1,29 @@
 //! How fast products are on this machine, beside the limits that the machine sets.
 //!
 //! Measures only; the caller prints. Not a test: nothing here passes or fails. Figures count a multiply-add as two
-//! operations and a gigabyte as 10⁹ bytes, and are medians over repetitions.
+//! operations and a gigabyte as 10⁹ bytes. Products are medians over repetitions; limits are the best repetition, so
+//! that a share of a limit never looks better than it is.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use crate::isa::compiled_per_isa;
+use crate::memory::AlignedBytes;
 use crate::{Activations, Format, Isa, KernelError, PackedMatrix, Pool, matmul, synthetic};
 
 /// Weights are spread over this many bytes where a product is to stream from memory rather than from a cache.
 const STREAM_BYTES: usize = 256 << 20;
-/// Bytes of one buffer of the streaming read.
+/// Most activation rows at which weights are spread: with more, the product hides the reading.
+const STREAM_ROWS: usize = 8;
+/// Bytes of the buffer of the streaming read, in pieces.
 const READ_BYTES: usize = 512 << 20;
+const READ_PIECE_BYTES: usize = 1 << 20;
 /// Time spent on one measurement.
 const MEASURE: Duration = Duration::from_millis(250);
 /// Fewest repetitions of one measurement.
 const MIN_REPEATS: usize = 5;
 
-/// What the machine can do at most, with all threads of the pool.
+/// What the machine can do at most, with all threads of the pool. NaN where there is no loop for the instruction set.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Reading memory in order, in GB/s.
@@ -28,68 +34,111 @@ pub struct Limits {
     pub int8_gop_per_s: f64,
 }
 
+impl Limits {
+    /// The better of two measurements of one machine: on a shared one, each limit shows in its quietest moment.
+    #[must_use]
+    pub fn or_better(self, other: Self) -> Self {
+        Self {
+            read_gb_per_s: self.read_gb_per_s.max(other.read_gb_per_s),
+            f32_gflop_per_s: self.f32_gflop_per_s.max(other.f32_gflop_per_s),
+            int8_gop_per_s: self.int8_gop_per_s.max(other.int8_gop_per_s),
+        }
+    }
+}
+
 /// One product measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Measured {
+    /// Activation rows.
+    pub rows: usize,
     /// Seconds of one product, median.
     pub seconds: f64,
     /// Seconds of the fastest product: what a quiet machine would give, if this one is shared.
     pub least_seconds: f64,
-    /// Operations per second, in 10⁹.
-    pub gop_per_s: f64,
-    /// Packed weights read per second, in 10⁹ bytes.
-    pub gb_per_s: f64,
+    /// Operations of one product.
+    pub operations: f64,
+    /// Bytes of packed weights that one product reads.
+    pub weight_bytes: f64,
 }
 
-/// Measures the limits of the machine with the instruction set `isa`.
-#[must_use]
-pub fn limits(pool: &Pool, isa: Isa) -> Limits {
-    let isa = isa.min(Isa::best());
-    Limits {
-        read_gb_per_s: read_rate(pool),
-        f32_gflop_per_s: register_rate(pool, isa, Loop::Float),
-        int8_gop_per_s: register_rate(pool, isa, Loop::Int8),
+impl Measured {
+    /// Operations per second, in 10⁹.
+    #[must_use]
+    pub fn gop_per_s(&self) -> f64 {
+        self.operations / self.seconds / 1e9
+    }
+
+    /// Packed weights read per second, in 10⁹ bytes.
+    #[must_use]
+    pub fn gb_per_s(&self) -> f64 {
+        self.weight_bytes / self.seconds / 1e9
+    }
+
+    /// The time that the machine's binding limit would take (reading every weight once, or every multiply-add) over
+    /// the time it took: 0 … 1. NaN where the limit is not known.
+    #[must_use]
+    pub fn share_of_limit(&self, format: Format, limits: &Limits) -> f64 {
+        let rate =
+            if format.is_quantised() { limits.int8_gop_per_s } else { limits.f32_gflop_per_s };
+        let computing = self.operations / (rate * 1e9);
+        let reading = self.weight_bytes / (limits.read_gb_per_s * 1e9);
+        if computing.is_nan() { f64::NAN } else { computing.max(reading) / self.seconds }
     }
 }
 
-/// Measures products of `rows` activation rows with made-up weights (`outputs × inputs`), streaming from memory if
-/// `rows` is small.
+/// Measures the limits of the machine with the instruction set `isa`.
+///
+/// # Errors
+/// Where memory is short.
+pub fn limits(pool: &Pool, isa: Isa) -> Result<Limits, KernelError> {
+    let isa = isa.min(Isa::best());
+    Ok(Limits {
+        read_gb_per_s: read_rate(pool, isa)?,
+        f32_gflop_per_s: register_rate(pool, isa, Loop::Float),
+        int8_gop_per_s: register_rate(pool, isa, Loop::Int8),
+    })
+}
+
+/// Measures products of each number of activation `rows` with made-up weights (`outputs × inputs`), which stream from
+/// memory where the rows are few; tells `each` one by one.
 ///
 /// # Errors
 /// If the shape does not fit the format.
-pub fn product(
+pub fn products(
     pool: &Pool,
     isa: Isa,
     format: Format,
     (outputs, inputs): (usize, usize),
-    rows: usize,
-) -> Result<Measured, KernelError> {
+    rows: &[usize],
+    each: &mut dyn FnMut(Measured),
+) -> Result<(), KernelError> {
     let data = synthetic::weights(format, outputs, inputs, 1);
-    let copies = if rows <= 8 { STREAM_BYTES.div_ceil(data.len().max(1)).min(512) } else { 1 };
+    let streamed = rows.iter().any(|&rows| rows <= STREAM_ROWS);
+    let copies = if streamed { STREAM_BYTES.div_ceil(data.len().max(1)).clamp(1, 512) } else { 1 };
     let matrices = (0..copies)
         .map(|_| Ok(PackedMatrix::pack(format, outputs, inputs, &data, pool)?.with_isa(isa)))
         .collect::<Result<Vec<_>, KernelError>>()?;
-    let x = synthetic::activations(rows * inputs, 2);
-    let mut prepared = Activations::new();
-    let mut out = vec![0.0; rows * outputs];
-    let (kind, bytes) = match matrices.first() {
-        Some(matrix) => (matrix.activation_kind(), matrix.bytes()),
-        None => return Err(KernelError::Size { what: "data", expected: 1, got: 0 }),
+    let Some(first) = matrices.first() else {
+        return Err(KernelError::Size { what: "data", expected: 1, got: 0 });
     };
-    prepared.prepare(pool, &x, rows, inputs, &[kind]);
-    let mut next = 0;
-    let Seconds { median: seconds, least } = seconds_of(|| {
-        matmul(pool, &matrices[next % copies], &prepared, &mut out);
-        next += 1;
-        black_box(&out);
-    });
-    let operations = 2.0 * (rows * outputs * inputs) as f64;
-    Ok(Measured {
-        seconds,
-        least_seconds: least,
-        gop_per_s: operations / seconds / 1e9,
-        gb_per_s: bytes as f64 / seconds / 1e9,
-    })
+    for &rows in rows {
+        let used =
+            if rows <= STREAM_ROWS { matrices.as_slice() } else { std::slice::from_ref(first) };
+        let x = synthetic::activations(rows * inputs, 2);
+        let (mut prepared, mut out) = (Activations::new(), vec![0.0; rows * outputs]);
+        prepared.prepare(pool, &x, rows, inputs, &[first.activation_kind()]);
+        let mut turn = used.iter().cycle();
+        let Seconds { median: seconds, least: least_seconds } = seconds_of(|| {
+            if let Some(matrix) = turn.next() {
+                matmul(pool, matrix, &prepared, &mut out);
+            }
+            black_box(&out);
+        });
+        let operations = 2.0 * (rows * outputs * inputs) as f64;
+        let weight_bytes = first.bytes() as f64;
+        each(Measured { rows, seconds, least_seconds, operations, weight_bytes });
+    }
+    Ok(())
 }
 
 /// Seconds to prepare (rows × cols) activations as int8, median.
@@ -146,24 +195,39 @@ fn seconds_of(mut run: impl FnMut()) -> Seconds {
     Seconds { median: times[times.len() / 2], least: times[0] }
 }
 
-fn read_rate(pool: &Pool) -> f64 {
-    let words = vec![1_u64; READ_BYTES / 8];
-    let part = words.len().div_ceil(pool.threads());
-    let seconds = median_seconds(|| {
+/// GB/s of reading memory in order, best of the repetitions; in huge pages where weights are.
+fn read_rate(pool: &Pool, isa: Isa) -> Result<f64, KernelError> {
+    let pieces = READ_BYTES / READ_PIECE_BYTES;
+    let each =
+        |run: &(dyn Fn(usize) + Sync)| pool.for_each(pieces, 1, &|pieces| pieces.for_each(run));
+    let buffer = AlignedBytes::filled(pieces, READ_PIECE_BYTES, each, &|_, piece| piece.fill(1))?;
+    let part = READ_BYTES.div_ceil(pool.threads());
+    let times = seconds_of(|| {
         pool.run(&|thread| {
-            let mine =
-                &words[(thread * part).min(words.len())..((thread + 1) * part).min(words.len())];
-            // Eight sums, so that the additions never wait for one another.
-            let mut sums = [0_u64; 32];
-            for chunk in mine.chunks_exact(32) {
-                for (sum, word) in sums.iter_mut().zip(chunk) {
-                    *sum = sum.wrapping_add(*word);
-                }
-            }
-            black_box(sums);
+            let bytes = buffer.as_slice();
+            let (from, to) = (thread * part, (thread + 1) * part);
+            black_box(read_all(isa, &bytes[from.min(READ_BYTES)..to.min(READ_BYTES)]));
         });
     });
-    READ_BYTES as f64 / seconds / 1e9
+    Ok(READ_BYTES as f64 / times.least / 1e9)
+}
+
+compiled_per_isa! {
+    /// The sum of all words, for the sake of reading them.
+    fn read_all(bytes: &[u8]) -> u64 = read_all_body
+}
+
+#[inline(always)]
+fn read_all_body<const FUSED: bool>(bytes: &[u8]) -> u64 {
+    // Many sums, so that the additions never wait for one another.
+    const SUMS: usize = 32;
+    let mut sums = [0_u64; SUMS];
+    for chunk in bytes.as_chunks::<{ 8 * SUMS }>().0 {
+        for (sum, word) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+        }
+    }
+    sums.iter().fold(0, |all, sum| all.wrapping_add(*sum))
 }
 
 #[derive(Clone, Copy)]
@@ -172,7 +236,7 @@ enum Loop {
     Int8,
 }
 
-/// 10⁹ operations per second of a loop in registers, over all threads.
+/// 10⁹ operations per second of a loop in registers, over all threads, best of the repetitions.
 fn register_rate(pool: &Pool, isa: Isa, kind: Loop) -> f64 {
     const TURNS: usize = 200_000;
     let operations_per_turn = match isa {
@@ -182,7 +246,7 @@ fn register_rate(pool: &Pool, isa: Isa, kind: Loop) -> f64 {
         Isa::Avx2 => crate::peak::avx2_operations(matches!(kind, Loop::Int8)),
         _ => return f64::NAN,
     };
-    let seconds = median_seconds(|| {
+    let times = seconds_of(|| {
         pool.run(&|_| {
             #[cfg(target_arch = "x86_64")]
             match (isa, kind) {
@@ -193,5 +257,5 @@ fn register_rate(pool: &Pool, isa: Isa, kind: Loop) -> f64 {
             }
         });
     });
-    (pool.threads() * TURNS * operations_per_turn) as f64 / seconds / 1e9
+    (pool.threads() * TURNS * operations_per_turn) as f64 / times.least / 1e9
 }

@@ -1,5 +1,6 @@
-//! The measurements behind `mintage bench`: an engine alone, and any server under load.
+//! The measurements behind `mintage bench`: products alone, an engine alone, and any server under load.
 
 pub(crate) mod engine;
+pub(crate) mod kernels;
 pub(crate) mod serve;
 pub(crate) mod speculation;

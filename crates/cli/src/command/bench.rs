@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::bench::{engine, serve, speculation};
+use crate::bench::{engine, kernels, serve, speculation};
 use crate::config::Settings;
 use crate::models;
 
@@ -16,6 +16,7 @@ pub(crate) struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 enum BenchCommand {
+    Kernels(Box<kernels::Options>),
     Engine(Box<engine::Options>),
     Serve(Box<serve::Options>),
     Speculation(Box<speculation::Options>),
@@ -23,6 +24,7 @@ enum BenchCommand {
 
 pub(crate) fn run(settings: &Settings, args: &BenchArgs) -> Result<()> {
     match &args.command {
+        BenchCommand::Kernels(options) => kernels::run(options),
         BenchCommand::Engine(options) => {
             let model = models::resolve(settings, &options.model)?;
             engine::run(options, model.name.as_str(), &models::open(&model)?)
