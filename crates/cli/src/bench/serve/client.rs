@@ -12,6 +12,9 @@ use super::workload::Planned;
 /// An answer's lines are short; a server that sends an endless one is cut off.
 const MAX_LINE_BYTES: usize = 4 * 1024 * 1024;
 
+/// What is said of a failed answer at most.
+const MAX_ERROR_BYTES: usize = 200;
+
 /// A server and the model asked of it.
 #[derive(Clone)]
 pub(super) struct Client {
@@ -19,6 +22,16 @@ pub(super) struct Client {
     base: String,
     key: Option<String>,
     model: String,
+    asking: Asking,
+}
+
+/// How requests are made, besides their text.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asking {
+    /// Asks for exactly the planned number of tokens, by `ignore_eos`, which vLLM, SGLang, llama.cpp and Mintage know.
+    pub(super) ignore_eos: bool,
+    /// After this a request has failed.
+    pub(super) timeout: Duration,
 }
 
 impl Client {
@@ -27,10 +40,11 @@ impl Client {
         base: &str,
         key: Option<String>,
         model: Option<String>,
+        asking: Asking,
     ) -> Result<Self> {
         let base = base.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build()?;
-        let mut client = Self { http, base, key, model: model.unwrap_or_default() };
+        let mut client = Self { http, base, key, model: model.unwrap_or_default(), asking };
         if client.model.is_empty() {
             let url = format!("{}/v1/models", client.base);
             let response = client
@@ -64,19 +78,29 @@ impl Client {
 
     /// Sends `planned` now and reads the answer to its end. Failures are part of the sample.
     pub(super) async fn ask(&self, planned: &Planned, started: Instant, due: Duration) -> Sample {
-        let mut sample = Sample {
-            due,
-            sent: started.elapsed(),
-            pieces: Vec::with_capacity(planned.output_tokens as usize),
-            ended: Duration::ZERO,
-            output_tokens: 0,
-            prompt_tokens: 0,
-            cached_tokens: 0,
-            error: None,
+        self.ask_until(planned, started, due, std::future::pending()).await
+    }
+
+    /// As [`Client::ask`], but hangs up when `stop` is done: what was read until then is the sample.
+    pub(super) async fn ask_until(
+        &self,
+        planned: &Planned,
+        started: Instant,
+        due: Duration,
+        stop: impl Future<Output = ()>,
+    ) -> Sample {
+        let mut sample =
+            Sample { class: planned.class, due, sent: started.elapsed(), ..Sample::default() };
+        let stream = self.stream(planned, started, &mut sample);
+        let outcome = tokio::select! {
+            outcome = tokio::time::timeout(self.asking.timeout, stream) => outcome,
+            () = stop => Ok(Ok(())),
         };
-        if let Err(error) = self.stream(planned, started, &mut sample).await {
-            sample.error = Some(format!("{error:#}"));
-        }
+        sample.error = match outcome {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(format!("{error:#}")),
+            Err(_) => Some(format!("not answered within {} s", self.asking.timeout.as_secs())),
+        };
         sample.ended = started.elapsed();
         if sample.output_tokens == 0 {
             sample.output_tokens = u32::try_from(sample.pieces.len()).unwrap_or(u32::MAX);
@@ -85,20 +109,22 @@ impl Client {
     }
 
     async fn stream(&self, planned: &Planned, started: Instant, sample: &mut Sample) -> Result<()> {
-        let body = json!({
+        let mut body = json!({
             "model": self.model,
             "messages": [{"role": "user", "content": planned.prompt}],
             "max_tokens": planned.output_tokens,
             "temperature": 0,
-            "ignore_eos": true,
             "stream": true,
             "stream_options": {"include_usage": true},
         });
+        if self.asking.ignore_eos {
+            body["ignore_eos"] = json!(true);
+        }
         let url = format!("{}/v1/chat/completions", self.base);
         let response = self.authorised(self.http.post(url)).json(&body).send().await?;
         let status = response.status();
         if !status.is_success() {
-            bail!("{status}: {:.200}", response.text().await.unwrap_or_default());
+            bail!("{status}: {}", beginning(response).await);
         }
         let mut bytes = response.bytes_stream();
         let mut buffer = Vec::new();
@@ -117,6 +143,18 @@ impl Client {
         }
         bail!("the stream ended without [DONE]")
     }
+}
+
+/// The beginning of an answer that is an error, however long it is.
+async fn beginning(response: reqwest::Response) -> String {
+    let (mut bytes, mut text) = (response.bytes_stream(), Vec::new());
+    while text.len() < MAX_ERROR_BYTES
+        && let Some(Ok(part)) = bytes.next().await
+    {
+        text.extend_from_slice(&part[..part.len().min(MAX_ERROR_BYTES)]);
+    }
+    text.truncate(MAX_ERROR_BYTES);
+    String::from_utf8_lossy(&text).trim().to_owned()
 }
 
 /// Takes one line of the stream; true at its end.
@@ -145,4 +183,41 @@ fn event(line: &[u8], now: Duration, sample: &mut Sample) -> Result<bool> {
         sample.cached_tokens = count(&usage["prompt_tokens_details"]["cached_tokens"]).unwrap_or(0);
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::statistics::Sample;
+    use super::event;
+
+    #[test]
+    fn a_stream_is_read_as_servers_write_it() {
+        let mut sample = Sample::default();
+        for (index, (line, expected)) in [
+            (r#"data: {"choices":[{"delta":{"role":"assistant","content":""}}]}"#, Some(false)),
+            (r#"data: {"choices":[{"delta":{"content":"a"}}]}"#, Some(false)),
+            (r#"data:{"choices":[{"delta":{"reasoning_content":"b"}}]}"#, Some(false)),
+            (": keep-alive", Some(false)),
+            ("", Some(false)),
+            ("data: {broken", None),
+            (r#"data: {"error":{"message":"no memory"}}"#, None),
+            (
+                r#"data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":4}}}"#,
+                Some(false),
+            ),
+            (r#"data: {"usage":{"completion_tokens":-1}}"#, Some(false)),
+            ("data: [DONE]\r", Some(true)),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let now = Duration::from_millis(index as u64);
+            let got = event(line.as_bytes(), now, &mut sample).ok();
+            assert_eq!(got, expected, "{line}");
+        }
+        assert_eq!(sample.pieces, [Duration::from_millis(1), Duration::from_millis(2)]);
+        assert_eq!((sample.prompt_tokens, sample.output_tokens, sample.cached_tokens), (9, 7, 4));
+    }
 }

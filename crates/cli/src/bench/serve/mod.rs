@@ -1,26 +1,35 @@
 //! `mintage bench serve URL`: how any OpenAI-compatible server behaves under load.
 
 mod client;
+mod html;
 mod load;
+mod plot;
+mod ramp;
 mod report;
 mod statistics;
+mod trace;
 mod workload;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use client::Client;
-use report::Report;
-use statistics::{Summary, Target};
-use workload::{Lengths, Scale};
+use crate::output;
+use client::{Asking, Client};
+use ramp::Ramp;
+use report::{Load, Report, Run};
+use statistics::{Sample, Target};
+use trace::Scale;
+use workload::Kind;
 
-/// Steps of a ramp; each doubles the rate.
-const MAX_RAMP_STEPS: usize = 16;
-
-/// A ramp ends when fewer than this share of the requests keep the targets.
-const RAMP_GOOD_SHARE: f64 = 0.9;
+/// Requests of a run that has no number of its own.
+const DEFAULT_REQUESTS: usize = 40;
+/// Most requests of one run, users at once, and words of a situation.
+const MAX_REQUESTS: usize = 100_000;
+const MAX_USERS: usize = 4096;
+/// Largest trace file; both published ones are smaller by far.
+const MAX_TRACE_BYTES: u64 = 1 << 30;
 
 /// Load an OpenAI-compatible server and measure what its users would see
 ///
@@ -28,9 +37,11 @@ const RAMP_GOOD_SHARE: f64 = 0.9;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   mintage bench serve http://127.0.0.1:8080 --key $KEY
-  mintage bench serve http://127.0.0.1:8080 --key $KEY --rate 2 --requests 100 --html report.html
+  mintage bench serve http://127.0.0.1:8080 --key $KEY --rate 1,2,4 --requests 100 --html report.html
+  mintage bench serve http://127.0.0.1:8080 --key $KEY --ramp --ttft-ms 1000 --itl-ms 100
+  mintage bench serve http://127.0.0.1:8080 --key $KEY --mix 6*64/64,3*100+1000/32,1*1500/16 --users 8
   mintage bench serve http://127.0.0.1:8080 --key $KEY --trace AzureLLMInferenceTrace_code.csv --length-scale 0.1
-  mintage bench serve http://127.0.0.1:8080 --key $KEY --situation stall --situation shared-prompt")]
+  mintage bench serve http://127.0.0.1:8080 --key $KEY --situation stall,shared-prompt,code-edit")]
 pub(crate) struct Options {
     /// The server, with or without `/v1`.
     url: String,
@@ -46,7 +57,8 @@ pub(crate) struct Options {
     /// Poisson arrivals at this many requests a second; a list makes a run of each.
     #[arg(long, value_delimiter = ',')]
     rate: Vec<f64>,
-    /// Double the rate, from 0.25 requests a second, until fewer than 90 % of the requests keep both targets.
+    /// Find the limit: double the rate, from 0.25 requests a second, until fewer than 90 % of the requests keep both
+    /// targets, then halve the interval.
     #[arg(long)]
     ramp: bool,
     /// Replay a trace: Azure LLM inference CSV or Mooncake JSONL.
@@ -58,12 +70,15 @@ pub(crate) struct Options {
     /// Multiply the trace's prompt and output lengths.
     #[arg(long, default_value_t = 1.0)]
     length_scale: f64,
-    /// A situation that hurts: can be given several times.
-    #[arg(long, value_enum)]
+    /// Situations that hurt.
+    #[arg(long, value_enum, value_delimiter = ',')]
     situation: Vec<Situation>,
     /// Requests of each run; by default 4 per user, or 40.
     #[arg(long)]
     requests: Option<usize>,
+    /// A mixture of requests instead of the three options below: [WEIGHT*]PROMPT[+SHARED]/OUTPUT, in tokens.
+    #[arg(long, value_delimiter = ',', value_name = "KIND")]
+    mix: Vec<Kind>,
     /// Words of each prompt, about as many tokens.
     #[arg(long, default_value_t = 128)]
     prompt_tokens: usize,
@@ -82,7 +97,13 @@ pub(crate) struct Options {
     /// Same seed, same prompts and arrivals. A server with a prefix cache wants a new one each time.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Write the results as JSON.
+    /// Let answers end where the model ends them. Without it `ignore_eos` asks for exactly the planned length.
+    #[arg(long)]
+    respect_eos: bool,
+    /// A request that is not answered within this has failed.
+    #[arg(long, default_value_t = 600)]
+    timeout_s: u64,
+    /// Write the results as JSON, each request among them.
     #[arg(long)]
     json: Option<PathBuf>,
     /// Write the results as one self-contained HTML page.
@@ -97,11 +118,19 @@ enum Situation {
     Stall,
     /// Eight users arrive together with one new system prompt of 1,000 words.
     SharedPrompt,
+    /// One user asks for a file of 150 lines with one name changed.
+    CodeEdit,
 }
 
 /// Runs what was asked for and prints the table.
 pub(crate) async fn run(options: &Options) -> Result<()> {
-    let client = Client::connect(&options.url, options.key.clone(), options.model.clone()).await?;
+    options.check()?;
+    let asking = Asking {
+        ignore_eos: !options.respect_eos,
+        timeout: Duration::from_secs(options.timeout_s.max(1)),
+    };
+    let client =
+        Client::connect(&options.url, options.key.clone(), options.model.clone(), asking).await?;
     let target = Target {
         first_token: Duration::from_millis(options.ttft_ms),
         per_token: Duration::from_millis(options.itl_ms),
@@ -113,19 +142,21 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         target,
         runs: Vec::new(),
         stalls: Vec::new(),
+        limit_requests_per_s: None,
     };
-    options.situations(&client, &mut report).await?;
-    options.runs(&client, &mut report).await?;
-    print!("{}", report.table());
+    let bench = Bench { options, client, kinds: options.kinds(), target };
+    bench.situations(&mut report).await?;
+    bench.runs(&mut report).await?;
+    output::print(&report.table())?;
     if let Some(path) = &options.json {
         std::fs::write(path, serde_json::to_string_pretty(&report)?)
             .with_context(|| path.display().to_string())?;
     }
     if let Some(path) = &options.html {
-        std::fs::write(path, report.html()).with_context(|| path.display().to_string())?;
+        std::fs::write(path, html::page(&report)).with_context(|| path.display().to_string())?;
     }
-    let failed: usize = report.runs.iter().map(|run| run.failed).sum();
-    let requests: usize = report.runs.iter().map(|run| run.requests).sum();
+    let failed: usize = report.runs.iter().map(|run| run.summary.failed).sum();
+    let requests: usize = report.runs.iter().map(|run| run.summary.requests).sum();
     if failed > 0 && failed == requests {
         bail!("every request failed; look at the server's log, the key and the model's name");
     }
@@ -133,110 +164,152 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
 }
 
 impl Options {
-    fn workload(&self) -> String {
-        match &self.trace {
-            Some(path) => format!(
-                "trace {} × {} in time, × {} in length",
-                path.display(),
-                self.time_scale,
-                self.length_scale
-            ),
-            None => format!(
-                "prompts of {} words ({} shared), answers of {} tokens",
-                self.prompt_tokens, self.shared_prefix_tokens, self.output_tokens
-            ),
+    fn check(&self) -> Result<()> {
+        if let Some(rate) = self.rate.iter().find(|rate| !(1e-3..=1e5).contains(*rate)) {
+            bail!("`--rate` takes 0.001 to 100000 requests a second, not {rate}");
         }
+        if let Some(users) = self.users.iter().find(|users| !(1..=MAX_USERS).contains(*users)) {
+            bail!("`--users` takes 1 to {MAX_USERS}, not {users}");
+        }
+        if let Some(requests) = self.requests.filter(|n| !(1..=MAX_REQUESTS).contains(n)) {
+            bail!("`--requests` takes 1 to {MAX_REQUESTS}, not {requests}");
+        }
+        // The same limits as for a kind that is written out.
+        let given = self.shared_prefix_tokens.max(self.prompt_tokens);
+        if let Err(error) = format!("{given}/{}", self.output_tokens).parse::<Kind>() {
+            bail!("`--prompt-tokens`, `--shared-prefix-tokens`, `--output-tokens`: {error}");
+        }
+        Ok(())
     }
 
-    fn lengths(&self) -> Lengths {
-        Lengths {
-            prompt: self.prompt_tokens,
+    fn kinds(&self) -> Vec<Kind> {
+        if !self.mix.is_empty() {
+            return self.mix.clone();
+        }
+        vec![Kind {
+            weight: 1,
+            prompt: self.prompt_tokens.saturating_sub(self.shared_prefix_tokens),
             shared_prefix: self.shared_prefix_tokens,
             output: self.output_tokens,
-        }
+        }]
     }
 
-    async fn situations(&self, client: &Client, report: &mut Report) -> Result<()> {
-        for situation in &self.situation {
-            match situation {
+    fn workload(&self) -> String {
+        if let Some(path) = &self.trace {
+            let name = path.file_name().unwrap_or(path.as_os_str()).display();
+            return format!(
+                "trace {name} × {} in time, × {} in length",
+                self.time_scale, self.length_scale
+            );
+        }
+        let kinds: Vec<String> =
+            self.kinds().iter().map(|kind| format!("{}× {kind}", kind.weight)).collect();
+        format!("tokens {}", kinds.join(", ").trim_start_matches("1× "))
+    }
+}
+
+/// A server, and what it is asked.
+struct Bench<'a> {
+    options: &'a Options,
+    client: Client,
+    kinds: Vec<Kind>,
+    target: Target,
+}
+
+impl Bench<'_> {
+    fn run(&self, name: String, load: Load, samples: Vec<Sample>) -> Run {
+        let kinds: Vec<String> = match load {
+            Load::Other => Vec::new(),
+            _ => self.kinds.iter().map(Kind::to_string).collect(),
+        };
+        Run::new(name, load, samples, &kinds, &self.target)
+    }
+
+    async fn situations(&self, report: &mut Report) -> Result<()> {
+        let (client, seed) = (&self.client, self.options.seed);
+        for situation in &self.options.situation {
+            let (name, samples) = match situation {
                 Situation::Stall => {
-                    report.stalls.push(load::stall(client, self.seed, 3, 1500).await?)
+                    report.stalls.push(load::stall(client, seed, 3, 1500).await?);
+                    continue;
                 }
                 Situation::SharedPrompt => {
-                    let samples = load::shared_prompt(client, self.seed, 8, 1000).await;
-                    report.runs.push(Summary::of(
-                        "8 users, 1 prefix".to_owned(),
-                        &samples,
-                        &report.target,
-                    ));
+                    ("8 users, 1 prefix", load::shared_prompt(client, seed, 8, 1000).await)
                 }
-            }
+                Situation::CodeEdit => ("code edit", load::code_edit(client, seed, 150).await),
+            };
+            report.runs.push(self.run(name.to_owned(), Load::Other, samples));
         }
         Ok(())
     }
 
-    async fn runs(&self, client: &Client, report: &mut Report) -> Result<()> {
-        let target = report.target;
-        if let Some(path) = &self.trace {
-            let content =
-                std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    async fn runs(&self, report: &mut Report) -> Result<()> {
+        let options = self.options;
+        if let Some(path) = &options.trace {
             let scale = Scale {
-                time: self.time_scale,
-                length: self.length_scale,
-                requests: self.requests.unwrap_or(40),
+                time: options.time_scale,
+                length: options.length_scale,
+                requests: options.requests.unwrap_or(DEFAULT_REQUESTS),
             };
-            let samples = load::open_loop(client, workload::trace(&content, scale)?).await;
-            report.runs.push(Summary::of("trace".to_owned(), &samples, &target));
+            let planned = trace::read(&read_bounded(path)?, scale)
+                .with_context(|| path.display().to_string())?;
+            let samples = load::open_loop(&self.client, planned).await;
+            report.runs.push(self.run("trace".to_owned(), Load::Other, samples));
         }
-        for &rate in &self.rate {
-            report.runs.push(self.poisson(client, rate, &target).await?);
+        for &rate in &options.rate {
+            let requests = options.requests.unwrap_or(DEFAULT_REQUESTS);
+            report.runs.push(self.poisson(rate, requests).await);
         }
-        if self.ramp {
-            self.climb(client, report).await?;
+        if options.ramp {
+            self.climb(report).await;
         }
-        let nothing_else =
-            self.trace.is_none() && self.rate.is_empty() && !self.ramp && self.situation.is_empty();
-        let users = if self.users.is_empty() && nothing_else {
+        let nothing_else = options.trace.is_none()
+            && options.rate.is_empty()
+            && !options.ramp
+            && options.situation.is_empty();
+        let users = if options.users.is_empty() && nothing_else {
             vec![1, 2, 4, 8, 16]
         } else {
-            self.users.clone()
+            options.users.clone()
         };
         for users in users {
-            let count = self.requests.unwrap_or(4 * users);
-            let planned = workload::synthetic(
-                self.seed.wrapping_add(users as u64),
-                count,
-                self.lengths(),
-                None,
-            );
-            let samples = load::closed_loop(client, planned, users).await;
-            report.runs.push(Summary::of(format!("{users} users"), &samples, &target));
+            let requests = options.requests.unwrap_or(4 * users);
+            let seed = options.seed.wrapping_add(users as u64);
+            let planned = workload::synthetic(seed, requests, &self.kinds, None);
+            let samples = load::closed_loop(&self.client, planned, users).await;
+            report.runs.push(self.run(format!("{users} users"), Load::Users(users), samples));
         }
         Ok(())
     }
 
-    async fn poisson(&self, client: &Client, rate: f64, target: &Target) -> Result<Summary> {
-        if rate.is_nan() || rate <= 0.0 {
-            bail!("`--rate` takes requests a second above 0, not {rate}");
-        }
-        let seed = self.seed.wrapping_add(rate.to_bits());
-        let planned =
-            workload::synthetic(seed, self.requests.unwrap_or(40), self.lengths(), Some(rate));
-        let samples = load::open_loop(client, planned).await;
-        Ok(Summary::of(format!("{rate:.2} requests/s"), &samples, target))
+    async fn poisson(&self, rate: f64, requests: usize) -> Run {
+        let seed = self.options.seed.wrapping_add(rate.to_bits());
+        let planned = workload::synthetic(seed, requests, &self.kinds, Some(rate));
+        let samples = load::open_loop(&self.client, planned).await;
+        self.run(format!("{rate:.2} requests/s"), Load::Rate(rate), samples)
     }
 
-    async fn climb(&self, client: &Client, report: &mut Report) -> Result<()> {
-        let mut rate = 0.25;
-        for _ in 0..MAX_RAMP_STEPS {
-            let run = self.poisson(client, rate, &report.target).await?;
-            let good_share = run.goodput_per_s / run.requests_per_s.max(1e-9);
+    async fn climb(&self, report: &mut Report) {
+        let mut ramp = Ramp::new();
+        loop {
+            let requests = self.options.requests.unwrap_or_else(|| ramp.requests());
+            let run = self.poisson(ramp.rate(), requests).await;
+            let good_share = run.summary.good_share;
+            eprintln!("{}: {:.0} % kept the targets", run.summary.load, 100.0 * good_share);
             report.runs.push(run);
-            if good_share < RAMP_GOOD_SHARE {
+            if !ramp.advance(good_share) {
                 break;
             }
-            rate *= 2.0;
         }
-        Ok(())
+        report.limit_requests_per_s = ramp.limit();
     }
+}
+
+fn read_bounded(path: &Path) -> Result<String> {
+    let named = || path.display().to_string();
+    let bytes = std::fs::metadata(path).with_context(named)?.len();
+    if bytes > MAX_TRACE_BYTES {
+        bail!("{} has {bytes} bytes; the limit is {MAX_TRACE_BYTES}", named());
+    }
+    std::fs::read_to_string(path).with_context(named)
 }

@@ -1,11 +1,16 @@
-//! The three forms of a result: a table for the terminal, JSON for programs, one self-contained HTML page for people.
+//! What one call measured, and its two plain forms: a table for the terminal and JSON for programs. The page for people is
+//! in `html.rs`.
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
 use super::load::Stall;
-use super::statistics::{Summary, Target};
+use super::statistics::{Percentiles, Sample, Summary, Target};
+use crate::output;
+
+/// Lateness of the load generator that a reader must be told of, milliseconds.
+const LATE_MS: f64 = 50.0;
 
 /// Everything one call of `bench serve` measured.
 #[derive(Serialize)]
@@ -14,160 +19,252 @@ pub(super) struct Report {
     pub(super) model: String,
     pub(super) workload: String,
     pub(super) target: Target,
-    pub(super) runs: Vec<Summary>,
+    pub(super) runs: Vec<Run>,
     pub(super) stalls: Vec<Stall>,
+    /// The highest rate at which 90 % of the requests kept both targets, where a ramp looked for it.
+    pub(super) limit_requests_per_s: Option<f64>,
+}
+
+/// One load, and what became of it.
+#[derive(Serialize)]
+pub(super) struct Run {
+    #[serde(flatten)]
+    pub(super) summary: Summary,
+    /// The same by kind, where there is more than one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) kinds: Vec<Summary>,
+    #[serde(skip)]
+    pub(super) load: Load,
+    #[serde(rename = "each", serialize_with = "compact")]
+    pub(super) samples: Vec<Sample>,
+}
+
+/// Where a run stands on a plot's axis.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Load {
+    /// A closed loop of so many users.
+    Users(usize),
+    /// Poisson arrivals, requests a second.
+    Rate(f64),
+    /// Neither: a trace, a situation.
+    Other,
+}
+
+impl Run {
+    /// Sums up a run; `kinds` names the parts of its mixture.
+    pub(super) fn new(
+        name: String,
+        load: Load,
+        samples: Vec<Sample>,
+        kinds: &[String],
+        target: &Target,
+    ) -> Self {
+        let of_kind = |(class, kind): (usize, &String)| {
+            let part: Vec<Sample> =
+                samples.iter().filter(|sample| sample.class == class).cloned().collect();
+            Summary::of(format!("· {kind}"), &part, target)
+        };
+        let parts = if kinds.len() > 1 {
+            kinds.iter().enumerate().map(of_kind).collect()
+        } else {
+            Vec::new()
+        };
+        Self { summary: Summary::of(name, &samples, target), kinds: parts, load, samples }
+    }
+}
+
+/// One request in JSON, times in milliseconds from the start of the run.
+#[derive(Serialize)]
+struct Request<'a> {
+    kind: usize,
+    due_ms: f64,
+    sent_ms: f64,
+    first_token_ms: Option<f64>,
+    ended_ms: f64,
+    prompt_tokens: u32,
+    cached_tokens: u32,
+    output_tokens: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+}
+
+fn compact<S: serde::Serializer>(samples: &[Sample], serializer: S) -> Result<S::Ok, S::Error> {
+    let milliseconds = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+    serializer.collect_seq(samples.iter().map(|sample| Request {
+        kind: sample.class,
+        due_ms: milliseconds(sample.due),
+        sent_ms: milliseconds(sample.sent),
+        first_token_ms: sample.pieces.first().copied().map(milliseconds),
+        ended_ms: milliseconds(sample.ended),
+        prompt_tokens: sample.prompt_tokens,
+        cached_tokens: sample.cached_tokens,
+        output_tokens: sample.output_tokens,
+        error: sample.error.as_deref(),
+    }))
+}
+
+/// The columns of both tables.
+pub(super) const COLUMNS: [&str; 10] = [
+    "load",
+    "requests",
+    "failed",
+    "tokens/s",
+    "req/s",
+    "goodput/s",
+    "kept targets",
+    "cached",
+    "TTFT p50/p95/p99 ms",
+    "gap p50/p95/p99 ms",
+];
+
+/// The cells of one run under [`COLUMNS`].
+pub(super) fn cells(run: &Summary) -> Vec<String> {
+    let three = |p: &Percentiles| format!("{:.0}/{:.0}/{:.0}", p.p50_ms, p.p95_ms, p.p99_ms);
+    let cached = 100.0 * run.cached_tokens as f64 / (run.prompt_tokens.max(1)) as f64;
+    vec![
+        run.load.clone(),
+        run.requests.to_string(),
+        run.failed.to_string(),
+        format!("{:.1}", run.output_tokens_per_s),
+        format!("{:.2}", run.requests_per_s),
+        format!("{:.2}", run.goodput_per_s),
+        format!("{:.0} %", 100.0 * run.good_share),
+        format!("{cached:.0} %"),
+        three(&run.first_token),
+        three(&run.gap),
+    ]
 }
 
 impl Report {
+    /// All rows of the table: runs, each followed by its kinds.
+    pub(super) fn rows(&self) -> Vec<Vec<String>> {
+        let summaries =
+            self.runs.iter().flat_map(|run| std::iter::once(&run.summary).chain(&run.kinds));
+        summaries.map(cells).collect()
+    }
+
     /// Columns aligned for a terminal.
     pub(super) fn table(&self) -> String {
         let mut text = format!("{} · {} · {}\n", self.server, self.model, self.workload);
         if !self.runs.is_empty() {
+            text.push_str(&output::table(&COLUMNS, &self.rows()));
             let _ = writeln!(
                 text,
-                "{:>18} {:>8} {:>6} {:>9} {:>9} {:>9}  {:>22}  {:>22}",
-                "load",
-                "requests",
-                "failed",
-                "tokens/s",
-                "req/s",
-                "goodput",
-                "TTFT p50/p95/p99 ms",
-                "gap p50/p95/p99 ms"
+                "goodput: first token within {} ms, further ones within {} ms on average",
+                self.target.first_token.as_millis(),
+                self.target.per_token.as_millis()
             );
         }
-        for run in &self.runs {
-            let (first, gap) = (&run.first_token, &run.gap);
-            let _ = writeln!(
-                text,
-                "{:>18} {:>8} {:>6} {:>9.1} {:>9.2} {:>9.2}  {:>22}  {:>22}",
-                run.load,
-                run.requests,
-                run.failed,
-                run.output_tokens_per_s,
-                run.requests_per_s,
-                run.goodput_per_s,
-                format!("{:.0}/{:.0}/{:.0}", first.p50_ms, first.p95_ms, first.p99_ms),
-                format!("{:.0}/{:.0}/{:.0}", gap.p50_ms, gap.p95_ms, gap.p99_ms),
-            );
-        }
-        for stall in &self.stalls {
-            let _ = writeln!(
-                text,
-                "{} users read, a long prompt arrives: largest gap {:.0} ms (before: {:.0} ms); its TTFT {:.0} ms, alone {:.0} ms ({:.2}×)",
-                stall.users,
-                stall.largest_gap_ms,
-                stall.largest_gap_before_ms,
-                stall.newcomer_ms,
-                stall.newcomer_alone_ms,
-                stall.newcomer_ms / stall.newcomer_alone_ms.max(1e-9),
-            );
+        for remark in self.remarks() {
+            let _ = writeln!(text, "{remark}");
         }
         text
     }
 
-    /// One page, no script, nothing loaded from elsewhere.
-    pub(super) fn html(&self) -> String {
-        let mut page = String::from(HEAD);
-        let _ = write!(
-            page,
-            "<h1>{}</h1><p>{} · {}</p>",
-            escape(&self.model),
-            escape(&self.server),
-            escape(&self.workload)
-        );
-        page.push_str("<table><tr><th>load<th>requests<th>failed<th>tokens/s<th>req/s<th>goodput/s<th>TTFT p50<th>p95<th>p99<th>gap p50<th>p95<th>p99 ms</tr>");
+    /// What a table has no column for.
+    pub(super) fn remarks(&self) -> Vec<String> {
+        let mut remarks: Vec<String> = self.stalls.iter().map(stall_line).collect();
+        if let Some(limit) = self.limit_requests_per_s {
+            remarks.push(format!("limit: {limit:.2} requests/s kept the targets"));
+        }
         for run in &self.runs {
-            let _ = write!(
-                page,
-                "<tr><td>{}<td>{}<td>{}<td>{:.1}<td>{:.2}<td>{:.2}<td>{:.0}<td>{:.0}<td>{:.0}<td>{:.0}<td>{:.0}<td>{:.0}</tr>",
-                escape(&run.load),
-                run.requests,
-                run.failed,
-                run.output_tokens_per_s,
-                run.requests_per_s,
-                run.goodput_per_s,
-                run.first_token.p50_ms,
-                run.first_token.p95_ms,
-                run.first_token.p99_ms,
-                run.gap.p50_ms,
-                run.gap.p95_ms,
-                run.gap.p99_ms,
-            );
+            if run.summary.generator_late_ms > LATE_MS {
+                remarks.push(format!(
+                    "{}: requests were sent up to {:.0} ms late; this machine is too busy to load the server as asked",
+                    run.summary.load, run.summary.generator_late_ms
+                ));
+            }
+            if let Some(error) = run.samples.iter().find_map(|sample| sample.error.as_deref()) {
+                remarks.push(format!("{}: the first failure: {error}", run.summary.load));
+            }
         }
-        page.push_str("</table>");
-        self.plot(&mut page, "Output tokens per second", |run| run.output_tokens_per_s);
-        self.plot(&mut page, "Goodput, requests per second", |run| run.goodput_per_s);
-        self.plot(&mut page, "Time to first token, p95, ms", |run| run.first_token.p95_ms);
-        self.plot(&mut page, "Gap between tokens, p95, ms", |run| run.gap.p95_ms);
-        for line in self.table().lines().filter(|line| line.contains("a long prompt arrives")) {
-            let _ = write!(page, "<p>{}</p>", escape(line));
-        }
-        page.push_str("</body></html>\n");
-        page
-    }
-
-    /// A bar per run, as inline SVG.
-    fn plot(&self, page: &mut String, title: &str, value: fn(&Summary) -> f64) {
-        if self.runs.is_empty() {
-            return;
-        }
-        let largest = self.runs.iter().map(value).fold(1e-9, f64::max);
-        let height = 24 * self.runs.len();
-        let _ = write!(
-            page,
-            "<h2>{title}</h2><svg viewBox=\"0 0 640 {height}\" width=\"640\" height=\"{height}\" role=\"img\">"
-        );
-        for (index, run) in self.runs.iter().enumerate() {
-            let (top, width) = (24 * index, 380.0 * value(run) / largest);
-            let _ = write!(
-                page,
-                "<text x=\"150\" y=\"{}\" text-anchor=\"end\">{}</text><rect x=\"160\" y=\"{}\" width=\"{width:.1}\" height=\"16\"/><text x=\"{:.1}\" y=\"{}\">{:.1}</text>",
-                top + 16,
-                escape(&run.load),
-                top + 4,
-                166.0 + width,
-                top + 16,
-                value(run),
-            );
-        }
-        page.push_str("</svg>");
+        remarks
     }
 }
 
-const HEAD: &str = "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>mintage bench serve</title>\
-<style>body{font:15px system-ui,sans-serif;max-width:960px;margin:2em auto;color:#222}\
-table{border-collapse:collapse}td,th{padding:.2em .6em;text-align:right;border-bottom:1px solid #ddd}\
-svg{font:13px system-ui,sans-serif}rect{fill:#2a6f97}h2{font-size:1em;margin:1.6em 0 .4em}</style></head><body>";
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+fn stall_line(stall: &Stall) -> String {
+    format!(
+        "{} users read, a long prompt arrives: largest gap {:.0} ms (before: {:.0} ms); its TTFT {:.0} ms, alone {:.0} ms ({:.2}×)",
+        stall.users,
+        stall.largest_gap_ms,
+        stall.largest_gap_before_ms,
+        stall.newcomer_ms,
+        stall.newcomer_alone_ms,
+        stall.newcomer_ms / stall.newcomer_alone_ms.max(1e-9),
+    )
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
-    use super::super::statistics::{Summary, Target};
-    use super::Report;
+    use super::{Load, Report, Run};
+    use crate::bench::serve::load::Stall;
+    use crate::bench::serve::statistics::{Sample, Target};
 
-    #[test]
-    fn the_page_escapes_what_a_server_says() {
-        let target =
-            Target { first_token: Duration::from_secs(1), per_token: Duration::from_secs(1) };
-        let runs = vec![Summary::of("1 user".to_owned(), &[], &target)];
-        let report = Report {
+    /// Two runs and a stall, with texts that would be markup.
+    pub(crate) fn report() -> Report {
+        let at = Duration::from_millis;
+        let target = Target { first_token: at(1000), per_token: at(1000) };
+        let sample = |class: usize, first: u64| Sample {
+            class,
+            pieces: vec![at(first), at(first + 40), at(first + 70)],
+            ended: at(first + 71),
+            output_tokens: 3,
+            prompt_tokens: 10,
+            cached_tokens: 5,
+            error: (class == 1).then(|| "<b>reset</b>".to_owned()),
+            ..Sample::default()
+        };
+        let run = |name: &str, load, first| {
+            let kinds = ["8 → 3".to_owned(), "<i>".to_owned()];
+            Run::new(
+                name.to_owned(),
+                load,
+                vec![sample(0, first), sample(1, 2 * first)],
+                &kinds,
+                &target,
+            )
+        };
+        let runs = vec![
+            run("1 user", Load::Users(1), 100),
+            run("2 users", Load::Users(2), 200),
+            run("1 requests/s", Load::Rate(1.0), 300),
+        ];
+        let stall = Stall {
+            users: 3,
+            largest_gap_ms: 120.0,
+            largest_gap_before_ms: 30.0,
+            newcomer_ms: 300.0,
+            newcomer_alone_ms: 200.0,
+            arrival: at(3000),
+            first: at(3300),
+            streams: vec![vec![at(2900), at(2930), at(3050), at(3400)]],
+        };
+        Report {
             server: "http://x".to_owned(),
             model: "<script>alert(1)</script>".to_owned(),
             workload: "w".to_owned(),
             target,
             runs,
-            stalls: Vec::new(),
-        };
-        let page = report.html();
-        assert!(!page.contains("<script>"));
-        assert!(page.contains("&lt;script&gt;"));
-        assert!(report.table().contains("1 user"));
-        assert!(serde_json::to_string(&report).unwrap().contains("\"failed\":0"));
+            stalls: vec![stall],
+            limit_requests_per_s: Some(2.5),
+        }
+    }
+
+    #[test]
+    fn the_table_says_everything() {
+        insta::assert_snapshot!(report().table());
+    }
+
+    #[test]
+    fn json_keeps_each_request() {
+        let json = serde_json::to_value(report()).unwrap();
+        let run = &json["runs"][1];
+        assert_eq!((run["load"].as_str(), run["failed"].as_u64()), (Some("2 users"), Some(1)));
+        assert_eq!(run["each"][0]["first_token_ms"], 200.0);
+        assert_eq!(run["each"][1]["error"], "<b>reset</b>");
+        assert_eq!(run["kinds"][0]["requests"], 1);
+        assert_eq!(json["stalls"][0]["largest_gap_ms"], 120.0);
     }
 }

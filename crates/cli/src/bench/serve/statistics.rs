@@ -5,8 +5,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 /// One request as its client saw it. Times are from the start of the run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Sample {
+    /// Which part of a mixture it was.
+    pub(super) class: usize,
     /// When it was due.
     pub(super) due: Duration,
     /// When it was sent: later than `due` only where the load generator itself was late.
@@ -36,15 +38,18 @@ impl Sample {
         self.pieces.windows(2).map(|pair| pair[1].saturating_sub(pair[0]))
     }
 
+    /// Mean time of a further token; zero where there is none.
+    pub(super) fn time_per_token(&self) -> Option<Duration> {
+        let decoding = self.pieces.last()?.saturating_sub(*self.pieces.first()?);
+        Some(decoding / self.output_tokens.saturating_sub(1).max(1))
+    }
+
     /// Whether it kept what a person expects.
     pub(super) fn is_good(&self, target: &Target) -> bool {
-        let first = self.time_to_first_token().is_some_and(|time| time <= target.first_token);
-        let tokens = self.output_tokens.saturating_sub(1).max(1);
-        let decode = match (self.pieces.first(), self.pieces.last()) {
-            (Some(first), Some(last)) => last.saturating_sub(*first) / tokens,
-            _ => Duration::MAX,
-        };
-        self.error.is_none() && first && decode <= target.per_token
+        let within = |time: Option<Duration>, most| time.is_some_and(|time| time <= most);
+        self.error.is_none()
+            && within(self.time_to_first_token(), target.first_token)
+            && within(self.time_per_token(), target.per_token)
     }
 }
 
@@ -93,10 +98,13 @@ pub(super) struct Summary {
     /// Output tokens of all requests over the time from the first request to the last answer.
     pub(super) output_tokens_per_s: f64,
     pub(super) requests_per_s: f64,
-    /// Requests a second that kept both targets.
+    /// Requests a second that kept both targets, and their share of all.
     pub(super) goodput_per_s: f64,
+    pub(super) good_share: f64,
     pub(super) first_token: Percentiles,
     pub(super) gap: Percentiles,
+    /// Mean time of a further token, of each request.
+    pub(super) per_token: Percentiles,
     pub(super) whole: Percentiles,
     /// How late the load generator itself was, at worst: a large number means the figures understate the load.
     pub(super) generator_late_ms: f64,
@@ -129,8 +137,10 @@ impl Summary {
             output_tokens_per_s: output_tokens as f64 / seconds,
             requests_per_s: samples.len() as f64 / seconds,
             goodput_per_s: good as f64 / seconds,
+            good_share: good as f64 / samples.len().max(1) as f64,
             first_token: Percentiles::of(samples.iter().filter_map(Sample::time_to_first_token)),
             gap: Percentiles::of(samples.iter().flat_map(Sample::gaps)),
+            per_token: Percentiles::of(samples.iter().filter_map(Sample::time_per_token)),
             whole: Percentiles::of(
                 samples.iter().map(|sample| sample.ended.saturating_sub(sample.due)),
             ),
@@ -151,6 +161,7 @@ mod tests {
 
     fn sample(due: u64, pieces: &[u64]) -> Sample {
         Sample {
+            class: 0,
             due: Duration::from_millis(due),
             sent: Duration::from_millis(due),
             pieces: milliseconds(pieces),
@@ -187,5 +198,37 @@ mod tests {
             "only the first kept the targets"
         );
         assert_eq!(summary.gap.max_ms, 500.0);
+    }
+
+    #[test]
+    fn a_request_is_good_only_if_it_kept_everything() {
+        let target = Target {
+            first_token: Duration::from_millis(100),
+            per_token: Duration::from_millis(50),
+        };
+        let failed = Sample { error: Some("reset".to_owned()), ..sample(0, &[50, 100]) };
+        for (sample, expected) in [
+            (sample(0, &[100, 150, 200]), true),
+            (sample(0, &[101, 151]), false),
+            (sample(0, &[50, 60, 151]), false),
+            (sample(10, &[105, 106]), true),
+            (sample(0, &[100]), true),
+            (sample(0, &[]), false),
+            (failed, false),
+        ] {
+            assert_eq!(sample.is_good(&target), expected, "{sample:?}");
+        }
+    }
+
+    #[test]
+    fn percentiles_of_few_values_are_values() {
+        for (values, expected) in [
+            (vec![7], [7.0, 7.0, 7.0, 7.0]),
+            (vec![9, 1], [1.0, 9.0, 9.0, 9.0]),
+            (vec![3, 2, 1], [2.0, 3.0, 3.0, 3.0]),
+        ] {
+            let p = Percentiles::of(milliseconds(&values).into_iter());
+            assert_eq!([p.p50_ms, p.p95_ms, p.p99_ms, p.max_ms], expected);
+        }
     }
 }

@@ -1,9 +1,9 @@
-//! What is asked, and when: prompts of a wanted length, arrivals of a wanted pattern, traces of real services. Pure:
-//! the same seed gives the same workload.
+//! What is asked, and when: prompts of a wanted length, arrivals of a wanted pattern, mixtures. Pure: the same seed gives
+//! the same workload. Not the traces (`trace.rs`).
 
+use std::fmt::{self, Write as _};
+use std::str::FromStr;
 use std::time::Duration;
-
-use anyhow::{Context, Result, bail};
 
 /// A request to be.
 #[derive(Clone, Debug)]
@@ -14,6 +14,8 @@ pub(super) struct Planned {
     pub(super) prompt: String,
     /// Tokens to generate.
     pub(super) output_tokens: u32,
+    /// Which part of a mixture it is.
+    pub(super) class: usize,
 }
 
 /// A small, seeded generator (SplitMix64): a workload must be the same on every machine.
@@ -125,140 +127,130 @@ pub(super) fn text(seed: u64, words: usize) -> String {
     text
 }
 
-/// Lengths of a synthetic workload, tokens (as words: about one token each).
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Lengths {
+/// Most tokens of one prompt or answer, and weight of one kind.
+const MAX_LENGTH: usize = 1 << 20;
+
+/// One kind of request: `[WEIGHT*]PROMPT[+SHARED]/OUTPUT`, in tokens (as words: about one token each). `3*200+1000/64` is
+/// three shares of requests with 200 words of their own after 1,000 that all of this kind begin with, answered in 64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind {
+    /// Share among the kinds of a mixture.
+    pub(super) weight: u32,
+    /// Words of its own.
     pub(super) prompt: usize,
+    /// Words before, the same for all of the kind.
     pub(super) shared_prefix: usize,
+    /// Tokens of the answer.
     pub(super) output: u32,
 }
 
-/// `count` requests, due by a Poisson process where a rate is given, else all at once.
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(given: &str) -> Result<Self, String> {
+        let number = |text: &str| text.trim().parse().ok().filter(|n| *n <= MAX_LENGTH);
+        let parse = || {
+            let (weight, rest) = given.split_once('*').unwrap_or(("1", given));
+            let (prompt, output) = rest.split_once('/')?;
+            let (prompt, shared) = prompt.split_once('+').unwrap_or((prompt, "0"));
+            Some(Self {
+                weight: u32::try_from(number(weight)?).ok()?,
+                prompt: number(prompt)?,
+                shared_prefix: number(shared)?,
+                output: u32::try_from(number(output)?).ok()?,
+            })
+        };
+        parse().filter(|kind| kind.weight > 0 && kind.output > 0).ok_or_else(|| {
+            format!("expected [WEIGHT*]PROMPT[+SHARED]/OUTPUT, as in 3*200+1000/64; the most is {MAX_LENGTH}")
+        })
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.shared_prefix {
+            0 => write!(formatter, "{} → {}", self.prompt, self.output),
+            shared => write!(formatter, "{shared} shared + {} → {}", self.prompt, self.output),
+        }
+    }
+}
+
+/// `count` requests, each of one of the `kinds` by their weights; due by a Poisson process where a rate is given, else
+/// all at once.
 pub(super) fn synthetic(
     seed: u64,
     count: usize,
-    lengths: Lengths,
+    kinds: &[Kind],
     rate_per_s: Option<f64>,
 ) -> Vec<Planned> {
     let mut dice = Dice::new(seed);
-    let prefix = text(seed ^ 0x5EED, lengths.shared_prefix);
+    let prefix = |class: usize, kind: &Kind| {
+        text(seed ^ 0x5EED ^ ((class as u64) << 32), kind.shared_prefix)
+    };
+    let prefixes: Vec<String> =
+        kinds.iter().enumerate().map(|(class, kind)| prefix(class, kind)).collect();
     let mut due = Duration::ZERO;
-    (0..count)
-        .map(|_| {
-            if let Some(rate) = rate_per_s {
-                due += dice.exponential(rate);
-            }
-            let own = text(dice.next(), lengths.prompt.saturating_sub(lengths.shared_prefix));
-            Planned { due, prompt: format!("{prefix}\n{own}"), output_tokens: lengths.output }
-        })
-        .collect()
-}
-
-/// How a trace is fitted to the machine at hand.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Scale {
-    /// Multiplies the time between arrivals.
-    pub(super) time: f64,
-    /// Multiplies prompt and output lengths.
-    pub(super) length: f64,
-    /// At most this many requests.
-    pub(super) requests: usize,
-}
-
-impl Scale {
-    fn tokens(&self, tokens: u64) -> usize {
-        ((tokens as f64 * self.length).round() as usize).max(1)
+    let mut planned = Vec::with_capacity(count);
+    for _ in 0..count {
+        if let Some(rate) = rate_per_s {
+            due += dice.exponential(rate);
+        }
+        let class = choose(kinds, dice.unit());
+        let Some(kind) = kinds.get(class) else { break };
+        let own = text(dice.next(), kind.prompt);
+        let prompt = format!("{}\n{own}", prefixes[class]);
+        planned.push(Planned { due, prompt, output_tokens: kind.output, class });
     }
+    planned
 }
 
-/// Tokens a block of the Mooncake trace stands for.
-const MOONCAKE_BLOCK_TOKENS: u64 = 512;
-
-/// Reads a trace: the Azure LLM inference CSV (`TIMESTAMP,ContextTokens,GeneratedTokens`) or Mooncake's JSONL
-/// (`timestamp` in ms, `input_length`, `output_length`, `hash_ids` of 512-token blocks, which keep their sharing).
-pub(super) fn trace(content: &str, scale: Scale) -> Result<Vec<Planned>> {
-    let planned: Result<Vec<Planned>> = if content.trim_start().starts_with('{') {
-        content
-            .lines()
-            .take(scale.requests)
-            .enumerate()
-            .map(|(index, line)| mooncake(index, line, scale))
-            .collect()
-    } else {
-        azure(content, scale)
-    };
-    let mut planned = planned?;
-    let first = planned.first().context("the trace holds no request")?.due;
-    for request in &mut planned {
-        request.due = request.due.saturating_sub(first).mul_f64(scale.time);
+/// The kind on which a point in [0, 1) falls.
+fn choose(kinds: &[Kind], point: f64) -> usize {
+    let all: u64 = kinds.iter().map(|kind| u64::from(kind.weight)).sum();
+    let mut left = point * all as f64;
+    for (class, kind) in kinds.iter().enumerate() {
+        left -= f64::from(kind.weight);
+        if left < 0.0 {
+            return class;
+        }
     }
-    Ok(planned)
+    kinds.len().saturating_sub(1)
 }
 
-fn mooncake(index: usize, line: &str, scale: Scale) -> Result<Planned> {
-    #[derive(serde::Deserialize)]
-    struct Line {
-        timestamp: u64,
-        input_length: u64,
-        output_length: u64,
-        #[serde(default)]
-        hash_ids: Vec<u64>,
+/// A request to repeat a made-up file of `lines` lines with one name changed: what an editor's assistant is asked, and
+/// what speculation from the prompt's own text makes fast.
+pub(super) fn code_edit(seed: u64, lines: usize) -> Planned {
+    let mut dice = Dice::new(seed);
+    let mut word = || WORDS[(dice.next() % WORDS.len() as u64) as usize];
+    let mut file = String::new();
+    for line in 0..lines {
+        // Writing to a string cannot fail.
+        let _ = match line % 5 {
+            0 => writeln!(file, "def {}_{}(items, limit):", word(), word()),
+            1 => writeln!(file, "    {} = [item for item in items if item.{}]", word(), word()),
+            2 => writeln!(file, "    {}_total = sum(item.{} for item in items)", word(), word()),
+            3 => writeln!(file, "    return min(limit, {} + {})", word(), line),
+            _ => writeln!(file),
+        };
     }
-    let line: Line =
-        serde_json::from_str(line).with_context(|| format!("line {} of the trace", index + 1))?;
-    let block_words = scale.tokens(MOONCAKE_BLOCK_TOKENS);
-    let mut left = scale.tokens(line.input_length);
-    let mut prompt = String::new();
-    for id in line.hash_ids {
-        let words = left.min(block_words);
-        prompt.push_str(&text(id.wrapping_add(1), words));
-        prompt.push('\n');
-        left -= words;
-    }
-    prompt.push_str(&text((index as u64) << 32, left));
-    let output_tokens = u32::try_from(scale.tokens(line.output_length)).unwrap_or(u32::MAX);
-    Ok(Planned { due: Duration::from_millis(line.timestamp), prompt, output_tokens })
-}
-
-fn azure(content: &str, scale: Scale) -> Result<Vec<Planned>> {
-    let mut lines = content.lines();
-    let header = lines.next().unwrap_or_default();
-    if !header.starts_with("TIMESTAMP,ContextTokens,GeneratedTokens") {
-        bail!(
-            "not a trace that is known: expected Mooncake's JSONL or a CSV that begins `TIMESTAMP,ContextTokens,GeneratedTokens`, found `{:.80}`",
-            header
-        );
-    }
-    let request = |(index, line): (usize, &str)| -> Result<Planned> {
-        let place = || format!("line {} of the trace: `{line}`", index + 2);
-        let mut fields = line.split(',');
-        let due = time_of_day(fields.next().unwrap_or_default()).with_context(place)?;
-        let mut number =
-            || fields.next().and_then(|field| field.trim().parse::<u64>().ok()).with_context(place);
-        let (prompt_tokens, output_tokens) = (number()?, number()?);
-        let output_tokens = u32::try_from(scale.tokens(output_tokens)).unwrap_or(u32::MAX);
-        Ok(Planned { due, prompt: text(index as u64, scale.tokens(prompt_tokens)), output_tokens })
-    };
-    lines.filter(|line| !line.is_empty()).take(scale.requests).enumerate().map(request).collect()
-}
-
-/// `2023-11-16 18:17:03.9799600` → time since midnight; the traces span an hour.
-fn time_of_day(stamp: &str) -> Option<Duration> {
-    let (_, time) = stamp.trim().split_once(' ')?;
-    let mut parts = time.split(':');
-    let hours: u64 = parts.next()?.parse().ok()?;
-    let minutes: u64 = parts.next()?.parse().ok()?;
-    let seconds: f64 = parts.next()?.parse().ok()?;
-    (seconds >= 0.0).then(|| {
-        Duration::from_secs(hours * 3600 + minutes * 60) + Duration::from_secs_f64(seconds)
-    })
+    let prompt = format!(
+        "Rename every `limit` to `maximum` in this Python file. Answer with the whole file and nothing else.\n\n\
+         ```python\n{file}```"
+    );
+    // About eight tokens a line.
+    let output_tokens = u32::try_from(8 * lines).unwrap_or(u32::MAX);
+    Planned { due: Duration::ZERO, prompt, output_tokens, class: 0 }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{Lengths, Scale, synthetic, text, trace};
+    use super::{Kind, choose, code_edit, synthetic, text};
+
+    fn kind(text: &str) -> Kind {
+        text.parse().unwrap()
+    }
 
     #[test]
     fn the_same_seed_gives_the_same_words() {
@@ -268,49 +260,54 @@ mod tests {
     }
 
     #[test]
-    fn a_poisson_process_has_its_rate() {
-        let lengths = Lengths { prompt: 8, shared_prefix: 4, output: 5 };
-        let planned = synthetic(1, 4000, lengths, Some(20.0));
+    fn kinds_are_read_or_refused() {
+        let expected = Kind { weight: 3, prompt: 200, shared_prefix: 1000, output: 64 };
+        assert_eq!(kind("3*200+1000/64"), expected);
+        let plain = Kind { weight: 1, prompt: 128, shared_prefix: 0, output: 8 };
+        assert_eq!(kind("128/8"), plain);
+        for bad in
+            ["", "128", "0*1/1", "1/0", "-1/1", "1/99999999999", "9999999/1", "1*2*3/4", "a/b"]
+        {
+            assert!(bad.parse::<Kind>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_poisson_process_has_its_rate_and_its_spread() {
+        let planned = synthetic(1, 4000, &[kind("8/5")], Some(20.0));
         let rate = 4000.0 / planned[3999].due.as_secs_f64();
         assert!((rate - 20.0).abs() < 1.0, "{rate}");
-        let prefix =
-            |index: usize| planned[index].prompt.lines().next().unwrap_or_default().to_owned();
-        assert_eq!(prefix(0), prefix(1));
-        assert_ne!(planned[0].prompt, planned[1].prompt);
+        // Of an exponential, 1 − 1/e lie below the mean.
+        let pauses = planned.windows(2).map(|pair| pair[1].due - pair[0].due);
+        let short = pauses.filter(|pause| *pause < Duration::from_millis(50)).count();
+        assert!((short as f64 / 3999.0 - 0.632).abs() < 0.02, "{short}");
+        let again = synthetic(1, 4000, &[kind("8/5")], Some(20.0));
+        assert_eq!(planned[3999].due, again[3999].due);
+        assert_ne!(planned[9].due, synthetic(2, 10, &[kind("8/5")], Some(20.0))[9].due);
     }
 
     #[test]
-    fn both_traces_are_read_and_scaled() {
-        let scale = Scale { time: 0.5, length: 0.1, requests: 10 };
-        let azure = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.50,100,10\n2023-11-16 18:17:05.50,50,20\n";
-        let planned = trace(azure, scale).unwrap();
-        assert_eq!(planned[1].due, Duration::from_secs(1));
-        assert_eq!(
-            (planned[0].prompt.split_whitespace().count(), planned[1].output_tokens),
-            (10, 2)
-        );
-        let mooncake = "{\"timestamp\": 1000, \"input_length\": 1000, \"output_length\": 50, \"hash_ids\": [0, 1]}\n\
-                        {\"timestamp\": 3000, \"input_length\": 1000, \"output_length\": 50, \"hash_ids\": [0, 2]}";
-        let planned = trace(mooncake, scale).unwrap();
-        assert_eq!(planned[1].due, Duration::from_secs(1));
-        let blocks: Vec<Vec<&str>> =
-            planned.iter().map(|planned| planned.prompt.split_whitespace().collect()).collect();
-        assert_eq!(blocks[0].len(), 100);
-        assert_eq!(blocks[0][..51], blocks[1][..51], "the first block is shared");
-        assert_ne!(blocks[0][51..], blocks[1][51..]);
-    }
-
-    #[test]
-    fn a_bad_trace_names_its_line() {
-        let scale = Scale { time: 1.0, length: 1.0, requests: 10 };
-        for (content, expected) in [
-            ("nonsense", "not a trace"),
-            ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.50,x,10\n", "line 2"),
-            ("{\"timestamp\": 1}", "line 1"),
-            ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "no request"),
-        ] {
-            let error = format!("{:#}", trace(content, scale).unwrap_err());
-            assert!(error.contains(expected), "{error}");
+    fn a_mixture_keeps_its_weights_and_its_prefixes() {
+        let kinds = [kind("3*4+6/5"), kind("1*9+2/7")];
+        let planned = synthetic(1, 4000, &kinds, None);
+        let second = planned.iter().filter(|planned| planned.class == 1).count();
+        assert!((second as f64 / 4000.0 - 0.25).abs() < 0.03, "{second}");
+        let of = |class: usize| planned.iter().filter(move |planned| planned.class == class);
+        for (class, shared, words, output) in [(0, 6, 10, 5), (1, 2, 11, 7)] {
+            let prompts: Vec<Vec<&str>> =
+                of(class).map(|planned| planned.prompt.split_whitespace().collect()).collect();
+            assert!(prompts.iter().all(|prompt| prompt.len() == words));
+            assert!(prompts.iter().all(|prompt| prompt[..shared] == prompts[0][..shared]));
+            assert!(of(class).all(|planned| planned.output_tokens == output));
         }
+        assert_ne!(planned[0].prompt, planned[1].prompt);
+        assert_eq!((choose(&kinds, 0.0), choose(&kinds, 0.999)), (0, 1));
+    }
+
+    #[test]
+    fn a_code_edit_has_its_lines() {
+        let planned = code_edit(1, 150);
+        assert_eq!(planned.prompt.lines().count(), 150 + 4);
+        assert_ne!(planned.prompt, code_edit(2, 150).prompt);
     }
 }
