@@ -67,6 +67,8 @@ struct Report {
     threads: usize,
     load_s: f64,
     weight_bytes: usize,
+    /// Of those, what each step reads.
+    step_weight_bytes: usize,
     measured: Vec<Measured>,
 }
 
@@ -81,6 +83,7 @@ pub(crate) fn run(options: &Options, name: &str, file: &ModelFile) -> Result<()>
         threads: bench.decoder.threads(),
         load_s: bench.load_s,
         weight_bytes: bench.decoder.weight_bytes(),
+        step_weight_bytes: bench.decoder.step_weight_bytes(),
         measured: Vec::new(),
     };
     println!(

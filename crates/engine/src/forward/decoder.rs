@@ -155,6 +155,12 @@ impl Decoder {
         self.weights.bytes()
     }
 
+    /// Bytes of them that each step reads.
+    #[must_use]
+    pub fn step_weight_bytes(&self) -> usize {
+        self.weights.step_bytes()
+    }
+
     /// Bytes of the KV cache.
     #[must_use]
     pub fn kv_bytes(&self) -> usize {

@@ -124,6 +124,11 @@ impl PackedWeights {
             .sum();
         layers + self.embedding.bytes() + self.output.as_ref().map_or(0, PackedMatrix::bytes)
     }
+
+    /// Bytes that a step of any width reads at least: all matrices, but of an embedding that is no output a few rows.
+    pub(super) fn step_bytes(&self) -> usize {
+        self.bytes() - self.output.as_ref().map_or(0, |_| self.embedding.bytes())
+    }
 }
 
 /// Bytes of the tensors that [`PackedWeights::load`] reports progress over.
