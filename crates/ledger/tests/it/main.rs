@@ -1,0 +1,6 @@
+//! The ledger from outside: what it promises through crashes, full disks and crowds.
+
+mod facade;
+mod flipped;
+mod parallel;
+mod rig;
