@@ -81,9 +81,7 @@ fn copy(source: &rusqlite::Connection, target: &Path) -> Result<Verified, Ledger
         .and_then(|backup| backup.run_to_completion(PAGES_PER_STEP, PAUSE, None))
         .map_err(sqlite_error)?;
     // One file, without a log beside it.
-    destination
-        .query_row("PRAGMA journal_mode = delete", [], |_| Ok(()))
-        .map_err(sqlite_error)?;
+    destination.query_row("PRAGMA journal_mode = delete", [], |_| Ok(())).map_err(sqlite_error)?;
     let verified = SqliteReader { connection: destination }.verify()?;
     crate::store::owner_only(&beside)?;
     File::open(&beside).and_then(|file| file.sync_all()).map_err(io)?;

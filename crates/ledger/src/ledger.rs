@@ -59,7 +59,9 @@ pub enum LedgerError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Another process has the ledger.
-    #[error("the ledger in {0} is in use by another process: ask the running server, or stop it first")]
+    #[error(
+        "the ledger in {0} is in use by another process: ask the running server, or stop it first"
+    )]
     InUse(String),
     /// A file or folder.
     #[error("{path}: {source}")]
@@ -320,12 +322,7 @@ impl Ledger {
         let number = state.book.hold(&request)?;
         let entries = state.book.post(number, record.amount, record.free_tokens, detail)?;
         let record_kept = Some(Box::new(record.clone()));
-        state.work.push(Work {
-            at_ms: now_ms(),
-            entries,
-            record: record_kept,
-            ..Work::default()
-        });
+        state.work.push(Work { at_ms: now_ms(), entries, record: record_kept, ..Work::default() });
         state.waiting.push(done);
         self.shared.ring(state);
         Ok(Pending { value: Some(Receipt { record }), durable: Wait::For(durable) })
@@ -452,8 +449,7 @@ impl Ledger {
     ) -> Result<Pending<()>, LedgerError> {
         let filter = UsageFilter { id: Some(record_id.into()), ..UsageFilter::default() };
         let found = self.usage(&filter)?.into_iter().next();
-        let (posting, record) =
-            found.ok_or_else(|| LedgerError::NoRecord(record_id.to_owned()))?;
+        let (posting, record) = found.ok_or_else(|| LedgerError::NoRecord(record_id.to_owned()))?;
         let operation = Operation::Refund {
             org: record.facts.payer.org,
             currency: record.currency,

@@ -15,22 +15,22 @@ mod store;
 mod usage;
 mod writer;
 
-pub use directory::{DirectoryError, DirectoryStore, KeyRefusal, NewKey, Principal, Secret};
-pub use money::{Amount, AmountError, Currency, CurrencyError, PICO_PER_UNIT};
-pub use usage::{Outcome, Payer, Quantity, RequestFacts, TokenUsage, UsageRecord};
 pub use book::{
     Balance, Book, Entry, EntryKind, GrantTerms, HoldNumber, HoldRequest, Kept, MAX_GRANTS_PER_ORG,
     MAX_ID_BYTES, Operation, Refusal, Sums, TOKENS, UNLIMITED,
 };
+pub use directory::{DirectoryError, DirectoryStore, KeyRefusal, NewKey, Principal, Secret};
 pub use files::{backup_file, export_file, restore_file, verify_file};
 pub use ledger::{
     Admission, AdmitError, Answering, Begin, Changes, Hold, Ledger, LedgerError, MAX_BODY_BYTES,
     MAX_OPEN_HOLDS, Pending, Receipt, TIME_PER_MARK, TOKENS_PER_MARK, Together,
 };
+pub use money::{Amount, AmountError, Currency, CurrencyError, PICO_PER_UNIT};
 pub use rating::{Ask, Quote, Rating, Unpriced};
 pub use store::{
     Batch, Delivery, Document, KeptAnswer, LogLine, MAX_RECORDS_PER_READ, Mark, Message, Outgoing,
     Reader, Restored, SqliteStore, Store, StoreError, StoreErrorKind, Synchronous, UsageFilter,
     Verified, Work,
 };
+pub use usage::{Outcome, Payer, Quantity, RequestFacts, TokenUsage, UsageRecord};
 pub use writer::{Unavailable, WriterCounts};

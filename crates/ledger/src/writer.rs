@@ -26,7 +26,9 @@ pub enum Unavailable {
     #[error("the ledger cannot write for now and admits nothing: {0}")]
     Stalled(Arc<str>),
     /// A write or sync failed for good: the process must be started again, which recovers.
-    #[error("the ledger has stopped, because it cannot know what is on the disk: {0}; start the server again")]
+    #[error(
+        "the ledger has stopped, because it cannot know what is on the disk: {0}; start the server again"
+    )]
     Failed(Arc<str>),
     /// The process is ending.
     #[error("the ledger is closed")]

@@ -12,12 +12,11 @@
 mod accounts;
 mod operation;
 
-
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-pub use accounts::{Kept, Sums};
 use accounts::{Grant, Names, Organisation};
+pub use accounts::{Kept, Sums};
 pub use operation::{Entry, EntryKind, GrantTerms, HoldNumber, HoldRequest, Operation, Refusal};
 
 use crate::money::{Amount, Currency};

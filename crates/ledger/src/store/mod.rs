@@ -12,8 +12,8 @@ mod verify;
 
 use std::sync::Arc;
 
-pub use sqlite::{SqliteStore, Synchronous};
 pub(crate) use sqlite::{FILE_NAME, SqliteReader, open_reader, owner_only, sqlite_error};
+pub use sqlite::{SqliteStore, Synchronous};
 pub use verify::Verified;
 
 use crate::book::{Entry, Kept, Operation};

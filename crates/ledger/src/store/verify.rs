@@ -83,7 +83,8 @@ fn walk(
     let lines = select.query_map([], rows::line).map_err(sqlite_error)?;
     let (mut count, mut link) = (0, chain::GENESIS);
     for line in lines {
-        let LogLine { seq, at_ms, entry, link: stored } = line.map_err(|e| at_line(count + 1, e))?;
+        let LogLine { seq, at_ms, entry, link: stored } =
+            line.map_err(|e| at_line(count + 1, e))?;
         if seq != count + 1 {
             return Err(StoreError::damaged(format!("line {} of the log is missing", count + 1)));
         }

@@ -16,14 +16,12 @@ fn what_is_settled_is_there_after_a_restart() {
     let hold = admit(&ledger, "r1", 100, 50);
     let balance = ledger.balance("acme", Currency::CNY);
     assert_eq!((balance.held, balance.available()), (tokens(150), tokens(850)));
-    let receipt =
-        ledger.settle(hold, usage(100, 7), ended(), Together::default()).wait().unwrap();
+    let receipt = ledger.settle(hold, usage(100, 7), ended(), Together::default()).wait().unwrap();
     assert_eq!(receipt.record.amount, tokens(107));
     ledger.void(admit(&ledger, "r2", 100, 50));
     drop(admit(&ledger, "r3", 100, 50));
     for again in 0..2 {
-        let ledger =
-            if again == 0 { &ledger } else { &{ reopen_after(folder.path()) } };
+        let ledger = if again == 0 { &ledger } else { &{ reopen_after(folder.path()) } };
         let balance = ledger.balance("acme", Currency::CNY);
         assert_eq!((balance.balance, balance.held), (tokens(893), Amount::ZERO), "{again}");
         let records = ledger.usage(&UsageFilter::default()).unwrap();
@@ -109,7 +107,11 @@ fn credit_lines_credits_and_adjustments() {
     ));
     ledger.credit_line("l1", "acme", cny, tokens(100)).unwrap().wait().unwrap();
     ledger.credit("c1", "acme", cny, tokens(10)).unwrap().wait().unwrap();
-    ledger.adjust("a1", "acme", cny, Amount::from_pico(-tokens(30).pico())).unwrap().wait().unwrap();
+    ledger
+        .adjust("a1", "acme", cny, Amount::from_pico(-tokens(30).pico()))
+        .unwrap()
+        .wait()
+        .unwrap();
     let ledger = reopen_after(folder.path());
     let balance = ledger.balance("acme", cny);
     assert_eq!(balance.available(), tokens(80));
@@ -123,9 +125,12 @@ fn credit_lines_credits_and_adjustments() {
 fn free_quota_is_reserved_used_and_expires() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = Ledger::open(folder.path()).unwrap();
-    for (grant, tokens, expires_ms, model) in
-        [("late", 100, 1_000, "m"), ("soon", 30, 500, "m"), ("past", 50, 1, "m"), ("other", 9, 999, "x")]
-    {
+    for (grant, tokens, expires_ms, model) in [
+        ("late", 100, 1_000, "m"),
+        ("soon", 30, 500, "m"),
+        ("past", 50, 1, "m"),
+        ("other", 9, 999, "x"),
+    ] {
         let terms =
             GrantTerms { org: "acme".into(), models: vec![model.into()], tokens, expires_ms };
         ledger.grant(grant, grant, terms).unwrap().wait().unwrap();
@@ -134,8 +139,7 @@ fn free_quota_is_reserved_used_and_expires() {
     assert_eq!(ledger.free_left("acme", "m", 500), 100);
     let hold = admit(&ledger, "r1", 10, 110);
     assert_eq!((hold.quote().free_tokens, ledger.free_left("acme", "m", 1)), (120, 10));
-    let receipt =
-        ledger.settle(hold, usage(10, 25), ended(), Together::default()).wait().unwrap();
+    let receipt = ledger.settle(hold, usage(10, 25), ended(), Together::default()).wait().unwrap();
     assert_eq!((receipt.record.free_tokens, receipt.record.amount), (35, Amount::ZERO));
     let ledger = reopen_after(folder.path());
     // The one that expires first was used first.
@@ -289,7 +293,10 @@ fn a_marked_hold_is_posted_at_its_mark_after_a_crash() {
     let records = after.usage(&UsageFilter::default()).unwrap();
     assert_eq!(records.len(), 1);
     let record = &records[0].1;
-    assert_eq!((&*record.facts.id, record.usage.output, &*record.outcome.finish), ("r1", 64, "crash"));
+    assert_eq!(
+        (&*record.facts.id, record.usage.output, &*record.outcome.finish),
+        ("r1", 64, "crash")
+    );
     let balance = after.balance("acme", Currency::CNY);
     assert_eq!((balance.balance, balance.held), (tokens(1_001 - 164), Amount::ZERO));
     assert_eq!(after.verify().unwrap().marks, 0);

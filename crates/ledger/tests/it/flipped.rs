@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use mintage_ledger::{
-    Amount, Changes, Currency, Document, GrantTerms, KeptAnswer, Ledger, Message, Together,
+    Amount, Changes, Currency, Document, GrantTerms, KeptAnswer, Message, Together,
 };
 use rusqlite::Connection;
 use rusqlite::types::Value;
@@ -115,7 +115,7 @@ fn rows(connection: &Connection, table: &str) -> Vec<(Row, Row)> {
     let is_key: Vec<bool> =
         keys.query_map([], |row| row.get::<_, i64>(5)).unwrap().map(|k| k.unwrap() > 0).collect();
     let mut select = connection.prepare(&format!("SELECT * FROM {table}")).unwrap();
-    let names: Vec<_> = select.column_names().iter().map(|name| (*name).to_owned()).collect();
+    let names: Vec<_> = select.column_names().map(str::to_owned).collect();
     let rows = select.query_map([], |row| {
         let row: Row = names.iter().cloned().zip((0..).map_while(|i| row.get(i).ok())).collect();
         let key = row.iter().zip(&is_key).filter(|(_, is)| **is).map(|(c, _)| c.clone()).collect();

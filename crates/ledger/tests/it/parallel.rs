@@ -25,7 +25,9 @@ fn a_balance_for_ten_serves_ten() {
                         ledger.settle(hold, all, ended(), Together::default()).wait().unwrap();
                         served.fetch_add(1, Ordering::Relaxed);
                     }
-                    Err(AdmitError::Refused(Refusal::InsufficientBalance { available, .. })) => {
+                    Err(AdmitError::Refused(Refusal::InsufficientBalance {
+                        available, ..
+                    })) => {
                         assert!(!available.is_negative(), "{available}");
                     }
                     Err(other) => panic!("{other:?}"),
