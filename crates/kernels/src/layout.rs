@@ -108,21 +108,24 @@ pub(crate) const fn field(bits: usize, j: usize) -> (usize, usize) {
 #[inline(always)]
 pub(crate) fn put_codes(format: Format, block: &mut [u8], row: usize, codes: &CodeWords) {
     let (low_bits, high_bits) = code_bits(format);
-    let every_byte = |bits: usize| u32::from_ne_bytes([((1_u32 << bits) - 1) as u8; 4]);
-    let mut put = |first_vector: usize, bits: usize, skipped: usize| {
-        let mut vectors = [0_u32; VECTORS];
-        for (j, four) in codes.iter().enumerate() {
-            let (vector, shift) = field(bits, j);
-            vectors[vector] |= ((four >> skipped) & every_byte(bits)) << shift;
-        }
-        let lanes = &mut block[LINE * first_vector..][..LINE * bits];
-        for (vector, lanes) in vectors.iter().zip(lanes.chunks_exact_mut(LINE)) {
-            lanes[4 * row..][..4].copy_from_slice(&vector.to_le_bytes());
-        }
-    };
-    put(0, low_bits, 0);
+    let (low, high) = block.split_at_mut(LINE * low_bits);
+    put_plane(low, row, codes, low_bits, 0);
     if high_bits > 0 {
-        put(low_bits, high_bits, low_bits);
+        put_plane(high, row, codes, high_bits, low_bits);
+    }
+}
+
+/// The `bits` bits from `shift` of each code into one plane, in registers first: no byte is written twice.
+#[inline(always)]
+fn put_plane(plane: &mut [u8], row: usize, codes: &CodeWords, bits: usize, shift: usize) {
+    let every_byte = u32::from_ne_bytes([((1_u32 << bits) - 1) as u8; 4]);
+    let mut vectors = [0_u32; VECTORS];
+    for (j, four) in codes.iter().enumerate() {
+        let (vector, left) = field(bits, j);
+        vectors[vector] |= ((four >> shift) & every_byte) << left;
+    }
+    for (vector, lanes) in vectors.iter().zip(plane[..LINE * bits].chunks_exact_mut(LINE)) {
+        lanes[4 * row..][..4].copy_from_slice(&vector.to_le_bytes());
     }
 }
 
