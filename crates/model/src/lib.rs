@@ -48,5 +48,6 @@ pub use model_file::{ModelFile, TensorInfo, TextFile};
 pub use scripted::{Script, ScriptEnd, ScriptedEngine};
 pub use text_model::{ChatError, TextModel, TextModelError};
 pub use tokenizer::{
-    DecodeStream, GgufVocabulary, PreTokenizer, SpecialTokens, TokenKind, Tokenizer, TokenizerError,
+    DecodeStream, GgufVocabulary, PendingBytes, PreTokenizer, SpecialTokens, TokenKind, Tokenizer,
+    TokenizerError,
 };

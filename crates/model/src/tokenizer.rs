@@ -24,7 +24,7 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 pub use self::gguf::GgufVocabulary;
 pub use self::pretokenize::PreTokenizer;
-pub use self::stream::DecodeStream;
+pub use self::stream::{DecodeStream, PendingBytes};
 pub use self::vocab::TokenKind;
 
 use self::added::{AddedTokens, Found};

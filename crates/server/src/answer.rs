@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
 use futures_util::StreamExt;
-use mintage_model::{Event, FinishReason, SampledToken, TextModel, TokenId, Usage};
+use mintage_model::{Event, FinishReason, PendingBytes, SampledToken, TextModel, TokenId, Usage};
 
 use crate::error::ApiError;
 use crate::metered::MeteredStream;
@@ -65,7 +65,7 @@ pub(crate) struct Choice {
     text_model: Arc<TextModel>,
     events: MeteredStream,
     options: ChoiceOptions,
-    utf8: PendingUtf8,
+    utf8: PendingBytes,
     matcher: StopMatcher,
     /// Entries whose text is not released yet.
     entries: VecDeque<TokenEntry>,
@@ -91,7 +91,7 @@ impl Choice {
             text_model,
             events,
             options,
-            utf8: PendingUtf8::default(),
+            utf8: PendingBytes::default(),
             matcher,
             entries: VecDeque::new(),
             decoded_chars: 0,
@@ -200,69 +200,6 @@ impl Stream for Choice {
                 Some(event) => self.event(event),
                 None => self.ended = true,
             }
-        }
-    }
-}
-
-/// Bytes to characters: at most three bytes wait for the rest of their character.
-#[derive(Debug, Default)]
-pub(crate) struct PendingUtf8(Vec<u8>);
-
-impl PendingUtf8 {
-    /// The characters that are complete now; impossible bytes become U+FFFD, as in `String::from_utf8_lossy`.
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
-        self.0.extend_from_slice(bytes);
-        let mut text = String::new();
-        let mut kept = 0;
-        for chunk in self.0.utf8_chunks() {
-            text.push_str(chunk.valid());
-            kept = chunk.invalid().len();
-            if kept > 0 {
-                text.push(char::REPLACEMENT_CHARACTER);
-            }
-        }
-        let tail = self.0.split_off(self.0.len() - kept);
-        if kept > 0 && may_continue(&tail) {
-            text.pop();
-            self.0 = tail;
-        } else {
-            self.0.clear();
-        }
-        text
-    }
-
-    /// What is left of an answer that ended inside a character.
-    fn finish(&mut self) -> String {
-        String::from_utf8_lossy(&std::mem::take(&mut self.0)).into_owned()
-    }
-}
-
-/// Whether more bytes could make a character of these.
-fn may_continue(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes).is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn characters_come_whole_however_they_are_cut() {
-        for text in ["naïve 你好 👩‍💻!", "\u{fffd}x", "abc"] {
-            for size in 1..6 {
-                let mut utf8 = PendingUtf8::default();
-                let mut out = String::new();
-                for bytes in text.as_bytes().chunks(size) {
-                    out += &utf8.push(bytes);
-                    assert!(utf8.0.len() <= 3);
-                }
-                assert_eq!(out + &utf8.finish(), text, "by {size}");
-            }
-        }
-        for bytes in [&b"\xff\xfe"[..], b"a\xe4\xbd", b"\xe4a", b"\xed\xa0\x80", b"\xf0\x9f\x98"] {
-            let mut utf8 = PendingUtf8::default();
-            let cut: String = bytes.iter().map(|b| utf8.push(&[*b])).collect();
-            assert_eq!(cut + &utf8.finish(), String::from_utf8_lossy(bytes), "{bytes:?}");
         }
     }
 }

@@ -36,12 +36,13 @@ impl<'t> DecodeStream<'t> {
     }
 }
 
-/// Bytes → text, for those who stream bytes of their own (an owned twin of [`DecodeStream`]).
+/// Bytes → text, for those who own their bytes: at most three wait for the rest of their character.
 #[derive(Clone, Debug, Default)]
-struct PendingBytes(Vec<u8>);
+pub struct PendingBytes(Vec<u8>);
 
 impl PendingBytes {
-    fn push(&mut self, bytes: &[u8]) -> String {
+    /// The characters that are complete now; impossible bytes become U+FFFD, as in [`String::from_utf8_lossy`].
+    pub fn push(&mut self, bytes: &[u8]) -> String {
         self.0.extend_from_slice(bytes);
         let mut text = String::new();
         let mut rest = self.0.as_slice();
@@ -66,7 +67,8 @@ impl PendingBytes {
         text
     }
 
-    fn finish(&mut self) -> String {
+    /// What is left of a text that ended inside of a character.
+    pub fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.0).into_owned();
         self.0.clear();
         text
@@ -98,5 +100,21 @@ mod tests {
         check(&[b"\xe4", b"a"], &["", "\u{fffd}a", ""]);
         check(&[b"\xff\xfe", b"ok"], &["\u{fffd}\u{fffd}", "ok", ""]);
         check(&[b"\xed", b"\xa0", b"\x80"], &["", "\u{fffd}\u{fffd}", "\u{fffd}", ""]);
+    }
+
+    #[test]
+    fn characters_come_whole_however_they_are_cut() {
+        for text in ["naïve 你好 👩‍💻!", "\u{fffd}x", "abc"] {
+            for size in 1..6 {
+                let mut pending = PendingBytes::default();
+                let cut: String = text.as_bytes().chunks(size).map(|b| pending.push(b)).collect();
+                assert_eq!(cut + &pending.finish(), text, "by {size}");
+            }
+        }
+        for bytes in [&b"\xff\xfe"[..], b"a\xe4\xbd", b"\xe4a", b"\xed\xa0\x80", b"\xf0\x9f\x98"] {
+            let mut pending = PendingBytes::default();
+            let cut: String = bytes.iter().map(|byte| pending.push(&[*byte])).collect();
+            assert_eq!(cut + &pending.finish(), String::from_utf8_lossy(bytes), "{bytes:?}");
+        }
     }
 }

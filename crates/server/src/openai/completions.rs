@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
-use mintage_model::SampledToken;
+use mintage_model::{PendingBytes, SampledToken};
 
-use crate::answer::{PendingUtf8, Piece, TokenEntry};
+use crate::answer::{Piece, TokenEntry};
 use crate::app::{Admission, App};
 use crate::auth::now_unix;
 use crate::error::{ApiError, json};
@@ -135,7 +135,7 @@ impl TextReply {
 
     fn add_prompt_logprobs(&self, lists: &mut TextLogprobs, tokens: &[SampledToken]) {
         let text = &self.model.text;
-        let mut utf8 = PendingUtf8::default();
+        let mut utf8 = PendingBytes::default();
         let mut chars = 0;
         for token in tokens {
             lists.push(text, token, chars);
