@@ -222,7 +222,16 @@ impl Bench<'_> {
             Load::Other => Vec::new(),
             _ => self.kinds.iter().map(Kind::to_string).collect(),
         };
-        Run::new(name, load, samples, &kinds, &self.target)
+        let run = Run::new(name, load, samples, &kinds, &self.target);
+        // A word while the rest is measured; the table comes at the end.
+        eprintln!(
+            "{}: {:.1} tokens/s, {:.0} % of {} kept the targets",
+            run.summary.load,
+            run.summary.output_tokens_per_s,
+            100.0 * run.summary.good_share,
+            run.summary.requests
+        );
+        run
     }
 
     async fn situations(&self, report: &mut Report) -> Result<()> {
@@ -295,7 +304,6 @@ impl Bench<'_> {
             let requests = self.options.requests.unwrap_or_else(|| ramp.requests());
             let run = self.poisson(ramp.rate(), requests).await;
             let good_share = run.summary.good_share;
-            eprintln!("{}: {:.0} % kept the targets", run.summary.load, 100.0 * good_share);
             report.runs.push(run);
             if !ramp.advance(good_share) {
                 break;
