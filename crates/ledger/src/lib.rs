@@ -6,6 +6,7 @@
 mod book;
 pub mod directory;
 mod files;
+pub mod invoice;
 mod ledger;
 pub mod limits;
 mod money;

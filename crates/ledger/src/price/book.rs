@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::PriceDocument;
 use super::tree::Problem;
+use crate::Currency;
 use crate::price::time::instant_text;
 
 /// Imports that one book keeps.
@@ -154,7 +155,7 @@ impl PriceBook {
         let wanted_ms = document
             .in_force_from_s
             .map(|seconds| u64::try_from(seconds).unwrap_or(0).saturating_mul(1000));
-        if let Some(known) = self.versions.values().next().map(|v| v.document.currency)
+        if let Some(known) = self.currency()
             && known != document.currency
         {
             let (given, known) = (document.currency.to_string(), known.to_string());
@@ -204,6 +205,12 @@ impl PriceBook {
         let index = self.schedule.partition_point(|entry| entry.from_ms <= at_ms);
         let entry = self.schedule.get(index.checked_sub(1)?)?;
         self.versions.get(&entry.id)
+    }
+
+    /// Of all its lists, once there is one.
+    #[must_use]
+    pub fn currency(&self) -> Option<Currency> {
+        self.versions.values().next().map(|version| version.document.currency)
     }
 
     /// A version by its id.

@@ -85,6 +85,8 @@ pub enum LineClass {
     Tokens(TokenClass),
     /// What a minimum charge adds.
     Minimum,
+    /// What was not posted because the hold did not cover it; never in a rated request, only on invoices.
+    BeyondHold,
     /// Tokens × epochs.
     Training,
     /// Units of time.
@@ -98,6 +100,7 @@ impl LineClass {
         match self {
             Self::Tokens(class) => class.key(),
             Self::Minimum => "minimum_charge",
+            Self::BeyondHold => "beyond_hold",
             Self::Training => "training",
             Self::Deployment => "deployment",
         }

@@ -1,10 +1,12 @@
 //! Golden cases at every boundary of every form, properties over random lists and usage, hostile documents.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::time::parse_instant;
 use super::*;
-use crate::{Amount, TokenUsage};
+use crate::{Amount, TokenUsage, UsageRecord};
 
 const REFERENCE: &str = include_str!("../../../../prices.toml");
 /// Noon in Shanghai, 2026-12-01: no window, no promotion.
@@ -703,4 +705,56 @@ proptest! {
         let list = PriceDocument::from_toml(&list).unwrap();
         prop_assert_eq!(PriceDocument::from_json(&list.to_json().to_string()).unwrap(), list);
     }
+}
+
+#[test]
+fn differences_are_told_by_path() {
+    let list = PriceDocument::from_toml(REFERENCE).unwrap();
+    assert_eq!(diff(&list, &list), []);
+    let text = REFERENCE
+        .replacen("input = \"0.3\"", "input = \"0.06\"", 1)
+        .replacen("up_to_tokens = 256_000", "up_to_tokens = 300_000", 1)
+        .replacen("factor = \"80%\"", "factor = \"70%\"", 1)
+        .replacen("aliases = [\"smollm2:135m\"]", "aliases = []", 1);
+    let cheaper = PriceDocument::from_toml(&text).unwrap();
+    let show = |change: &PriceChange| {
+        let side = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        let (before, after) = (side(&change.before), side(&change.after));
+        format!("{}: {before} → {after} ({:?} ‰)", change.path, change.permille())
+    };
+    let changes: Vec<String> = diff(&list, &cheaper).iter().map(show).collect();
+    insta::assert_snapshot!(changes.join("\n"));
+}
+
+#[test]
+fn what_if_the_list_were_another() {
+    let (list, mut records) = (Arc::new(version(REFERENCE)), Vec::new());
+    for n in 0..500_u64 {
+        let mut record = UsageRecord::default();
+        record.facts.payer.org = Arc::from(format!("org{}", n % 3));
+        record.facts.model =
+            Arc::from(["default", "qwen-plus", "qwen-flash", "unheard-of"][(n % 4) as usize]);
+        record.facts.arrival_ms = NOON_MS + n * 3_600_000;
+        record.facts.batch = n % 7 == 0;
+        record.usage = usage([n * 601 % 200_000, n % 100, 0, 0, n * 7 % 4_000, n % 2]);
+        record.free_tokens = if n % 5 == 0 { 100 } else { 0 };
+        let rated = list.rate_record(&record).unwrap();
+        (record.amount, record.free_tokens) = (rated.total, rated.free_tokens);
+        records.push(record);
+    }
+    let under = |list: &Arc<PriceVersion>| {
+        let mut whatif = WhatIf::new(Arc::clone(list));
+        records.iter().for_each(|record| whatif.add(record));
+        whatif
+    };
+    let same = under(&list);
+    assert_eq!(same.total().before, same.total().after);
+    for row in same.by_model().values().chain(same.by_organisation().values()) {
+        assert_eq!((row.before, row.unpriced), (row.after, 0));
+    }
+    let sum: Amount = same.by_organisation().values().map(|row| row.before).sum();
+    assert_eq!((sum, same.total().records), (same.total().before, 500));
+    let strict = Arc::new(one("input = 1\noutput = 1"));
+    let lost = under(&strict).total();
+    assert_eq!((lost.unpriced, lost.after), (500, Amount::ZERO));
 }

@@ -101,6 +101,12 @@ pub(crate) fn instant_text(unix_s: i64) -> String {
     )
 }
 
+/// `2026-11-30T16:00:00Z` of ms since 1970; what is below a second is left out.
+#[must_use]
+pub fn utc_text(unix_ms: u64) -> String {
+    instant_text(i64::try_from(unix_ms / 1000).unwrap_or(0))
+}
+
 /// `+08:00`.
 pub(crate) fn offset_text(minutes: i64) -> String {
     let sign = if minutes < 0 { '-' } else { '+' };

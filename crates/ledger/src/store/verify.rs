@@ -157,7 +157,7 @@ fn records(connection: &Connection) -> Result<u64, StoreError> {
 fn documents(connection: &Connection) -> Result<u64, StoreError> {
     let mut select = connection
         .prepare(
-            "SELECT kind, document.id, version, body, detail FROM document JOIN log USING (seq)",
+            "SELECT document.kind, document.id, version, body, detail FROM document JOIN log USING (seq)",
         )
         .map_err(sqlite_error)?;
     let rows = select

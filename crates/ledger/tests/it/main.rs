@@ -1,5 +1,6 @@
 //! The ledger from outside: what it promises through crashes, full disks and crowds.
 
+mod billing;
 mod facade;
 mod flipped;
 mod parallel;
