@@ -2,7 +2,8 @@
 """The table of speeds: this engine beside llama.cpp on the same machine, the same files, in alternating pairs.
 
     LLAMA_BIN=…/llama.cpp/build/bin MINTAGE_BIN=target/release/mintage MINTAGE_TEST_MODELS=target/ci/models \\
-        python3 xtask/peers/speed.py [--rows 1,2,…,12] [--pairs 5] [--models 0.5B,1.5B,135M] [--json target/speed.json] [--fresh]
+        python3 xtask/peers/speed.py [--rows 1,2,…,12] [--pairs 5] [--models 0.5B,1.5B,135M] [--users 4,16] \\
+        [--json target/speed.json] [--fresh]
     python3 xtask/peers/speed.py --print [--json target/speed.json]
 
 llama.cpp is built natively (`-DGGML_NATIVE=ON`); for each row flash attention is tried once on and once off, and the
@@ -271,8 +272,8 @@ def server_row(results, key, pairs, measure, value, better):
     yield from alternating(pairs, lambda: once("mintage"), lambda: once("llama.cpp", flash))
 
 
-def users(results, pairs, models):
-    for count in USERS:
+def users(results, pairs, models, counts=USERS):
+    for count in counts:
         requests = count if count >= 32 else 2 * count
 
         def ask(server, seed):
@@ -415,6 +416,7 @@ def main():
     parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="numbers of rows")
     parser.add_argument("--pairs", type=int, help="pairs of each; by default 5, of rows 2 and 4 one")
     parser.add_argument("--models", default=",".join(MODELS), help="for rows 1 and 3")
+    parser.add_argument("--users", default=",".join(map(str, USERS)), help="for row 5")
     parser.add_argument("--json", default="target/speed.json", help="where values are collected")
     parser.add_argument("--fresh", action="store_true", help="forget earlier values of these rows")
     parser.add_argument("--print", action="store_true", dest="only_print", help="measure nothing, show what there is")
@@ -429,7 +431,8 @@ def main():
         if options.fresh:
             results.forget(row)
         print(f"row {row}", file=sys.stderr, flush=True)
-        ROWS[row](results, options.pairs or (1 if row in SLOW else 5), options.models.split(","))
+        chosen = {"counts": [int(count) for count in options.users.split(",")]} if row == 5 else {}
+        ROWS[row](results, options.pairs or (1 if row in SLOW else 5), options.models.split(","), **chosen)
     print_table(results)
 
 
