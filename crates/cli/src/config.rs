@@ -25,6 +25,7 @@ pub(crate) struct Settings {
     pub(crate) log: LogSettings,
     pub(crate) hub: HubSettings,
     pub(crate) server: ServerSettings,
+    pub(crate) ledger: LedgerSettings,
     pub(crate) engine: EngineSettings,
     /// Models to serve; none means the default one.
     #[serde(rename = "model")]
@@ -115,6 +116,23 @@ impl Default for ServerSettings {
             max_output_tokens: 0,
             request_timeout_s: 600,
         }
+    }
+}
+
+/// How requests are accounted for.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LedgerSettings {
+    pub(crate) enabled: bool,
+    /// Of the organisation `default`: an amount such as "100", or "unlimited".
+    pub(crate) default_credit: String,
+    /// Where the days and months of budgets begin.
+    pub(crate) utc_offset_minutes: i32,
+}
+
+impl Default for LedgerSettings {
+    fn default() -> Self {
+        Self { enabled: true, default_credit: "unlimited".to_owned(), utc_offset_minutes: 480 }
     }
 }
 
@@ -292,7 +310,7 @@ mod tests {
     #[test]
     fn the_reference_file_is_complete() {
         let expected = [
-            ("[x]\n", "data_dir, log, hub, server, engine, model"),
+            ("[x]\n", "data_dir, log, hub, server, ledger, engine, model"),
             ("[log]\nx = 1", "level, format"),
             ("[hub]\nx = 1", "endpoint, pip_args"),
             (
@@ -300,6 +318,7 @@ mod tests {
                 "listen, require_key, drain_timeout_s, share_prefix_cache, max_concurrent_requests, max_connections, \
                  max_body_bytes, max_choices, max_output_tokens, request_timeout_s",
             ),
+            ("[ledger]\nx = 1", "enabled, default_credit, utc_offset_minutes"),
             (
                 "[engine]\nx = 1",
                 "threads, context_tokens, kv_cache_mib, max_running, max_waiting, step_tokens, \

@@ -5,6 +5,7 @@ mod bench;
 mod command;
 mod config;
 mod keys_folder;
+mod ledger_folder;
 mod load;
 mod logging;
 mod models;

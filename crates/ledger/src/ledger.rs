@@ -698,8 +698,8 @@ impl Hold {
     }
 
     /// What this usage costs, never more than what is held: that would be a fault of the price list, and ours.
-    fn record(&self, usage: TokenUsage, outcome: Outcome) -> UsageRecord {
-        let rated = self.rating.rate(&self.ask, &usage, self.quote.free_tokens);
+    fn rated(&self, usage: &TokenUsage) -> Quote {
+        let rated = self.rating.rate(&self.ask, usage, self.quote.free_tokens);
         let rated = rated.unwrap_or(self.quote);
         let amount = rated.amount.min(self.quote.amount).max(Amount::ZERO);
         let free_tokens = rated.free_tokens.min(self.quote.free_tokens);
@@ -709,6 +709,11 @@ impl Hold {
                 "the price of a request exceeds its hold: billed at the hold"
             );
         }
+        Quote { amount, free_tokens }
+    }
+
+    fn record(&self, usage: TokenUsage, outcome: Outcome) -> UsageRecord {
+        let Quote { amount, free_tokens } = self.rated(&usage);
         UsageRecord {
             facts: self.facts.clone(),
             outcome,
@@ -719,6 +724,11 @@ impl Hold {
             free_tokens,
             ..UsageRecord::default()
         }
+    }
+
+    /// What this usage costs, were it settled now: exactly what [`Ledger::settle`] will post.
+    pub fn preview(&self, usage: &TokenUsage) -> (Amount, Currency) {
+        (self.rated(usage).amount, self.currency)
     }
 
     fn resolve_unbilled(&mut self) {

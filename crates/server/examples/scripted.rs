@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         defaults: GenerationDefaults::default(),
     };
     let config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
-    let server = Server::bind(config, vec![model], Access::Keys(Arc::new(keys)))?;
+    let server = Server::bind(config, vec![model], Access::Keys(Arc::new(keys)), None)?;
     println!(
         "BASE_URL=http://{}/v1\nAPI_KEY={}\nMODEL=scripted",
         server.local_addr(),

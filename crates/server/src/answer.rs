@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
 use futures_util::StreamExt;
-use mintage_model::{Event, FinishReason, PendingBytes, SampledToken, TextModel, TokenId, Usage};
+use mintage_model::{Event, FinishReason, PendingBytes, SampledToken, TextModel, TokenId};
 
 use crate::error::ApiError;
 use crate::metered::MeteredStream;
@@ -44,7 +44,7 @@ pub(crate) enum Piece {
     /// More text, or entries of tokens, or both.
     Delta { text: String, entries: Vec<TokenEntry> },
     /// The end.
-    End { outcome: Result<EndReason, ApiError>, usage: Usage },
+    End { outcome: Result<EndReason, ApiError> },
 }
 
 /// What to look for in one choice, and what to report of it.
@@ -127,7 +127,7 @@ impl Choice {
                     FinishReason::Cancelled => Err(ApiError::shutting_down()),
                     FinishReason::Fault(fault) => Err(ApiError::engine(&fault)),
                 };
-                self.ready.push_back(Piece::End { outcome, usage: finish.usage });
+                self.ready.push_back(Piece::End { outcome });
             }
         }
     }

@@ -18,7 +18,8 @@ use crate::error::{ApiError, Fault};
 use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::served::ModelSet;
-use crate::{health, openai, request_id};
+use crate::till::Till;
+use crate::{health, idempotency, openai, request_id};
 
 /// Where the server stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +40,7 @@ pub(crate) struct App {
     pub(crate) local: Arc<Principal>,
     pub(crate) models: ModelSet,
     pub(crate) gateway: Gateway,
+    pub(crate) till: Till,
     pub(crate) metrics: Arc<Metrics>,
     /// Streams that nobody reads any more and whose usage is still to come.
     pub(crate) settling: TaskTracker,
@@ -53,12 +55,19 @@ pub(crate) struct Admission(
 );
 
 impl App {
-    pub(crate) fn new(limits: Limits, access: Access, models: ModelSet, gateway: Gateway) -> Self {
+    pub(crate) fn new(
+        limits: Limits,
+        access: Access,
+        models: ModelSet,
+        gateway: Gateway,
+        till: Till,
+    ) -> Self {
         let metrics = Arc::new(Metrics::new(models.all()));
         Self {
             local: Arc::new(Principal::unlimited("org-default", "proj_default", "none")),
             access,
             gateway,
+            till,
             metrics,
             settling: TaskTracker::new(),
             phase: watch::Sender::new(Phase::Serving),
@@ -125,7 +134,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(openai::completions))
         .route("/v1/models", get(openai::list_models))
         .route("/v1/models/{*id}", get(openai::get_model))
+        .route("/v1/generation", get(openai::generation))
         .method_not_allowed_fallback(method_not_allowed)
+        // Inside of authentication: a key for repetitions belongs to a project.
+        .route_layer(from_fn_with_state(Arc::clone(&app), idempotency::layer))
         .route_layer(from_fn_with_state(Arc::clone(&app), auth::layer));
     let public = Router::new()
         .route("/healthz", get(health::healthz))

@@ -6,8 +6,11 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use mintage_ledger::limits::{LimitKind, LimitRefusal, Standings};
 use mintage_model::{EngineFault, SubmitError};
 use serde::Serialize;
+
+use crate::rate_limit;
 
 /// How soon a refused client may try again.
 const RETRY_AFTER_S: u32 = 1;
@@ -31,6 +34,14 @@ pub(crate) enum Fault {
     TooLarge,
     /// The body is not JSON by its own word.
     UnsupportedMediaType,
+    /// The same `Idempotency-Key` is being answered.
+    Conflict,
+    /// An `Idempotency-Key` that was used for another body.
+    Unprocessable,
+    /// No money, or no more of it to be spent.
+    Payment,
+    /// A limit of the tenant's own.
+    RateLimited,
     /// Our capacity, for now.
     Overloaded,
     /// We are going down.
@@ -50,6 +61,12 @@ pub(crate) struct ApiError {
     pub(crate) param: Option<String>,
     /// For programs.
     pub(crate) code: Option<&'static str>,
+    /// When to try again, ms; `None` leaves it to the kind of failure.
+    pub(crate) retry_after_ms: Option<u64>,
+    /// What a limit counts, as OpenAI's `type` has it.
+    pub(crate) counts: Option<&'static str>,
+    /// How the tenant's limits stand, for headers.
+    pub(crate) standings: Standings,
     /// For the log only.
     pub(crate) log: Option<String>,
 }
@@ -73,7 +90,16 @@ struct Inner<'a> {
 
 impl ApiError {
     pub(crate) fn new(fault: Fault, code: &'static str, message: impl Into<String>) -> Self {
-        Self { fault, message: message.into(), param: None, code: Some(code), log: None }
+        Self {
+            fault,
+            message: message.into(),
+            param: None,
+            code: Some(code),
+            retry_after_ms: None,
+            counts: None,
+            standings: Standings::default(),
+            log: None,
+        }
     }
 
     /// A field of the request is wrong.
@@ -157,6 +183,38 @@ impl ApiError {
         Self { param, ..Self::new(Fault::Invalid, "context_length_exceeded", message) }
     }
 
+    /// A limit or a budget of the tenant stands in the way.
+    pub(crate) fn limited(refusal: &LimitRefusal) -> Self {
+        let (fault, code, counts) = match refusal.kind {
+            LimitKind::Requests | LimitKind::RequestBurst => {
+                (Fault::RateLimited, "rate_limit_exceeded", "requests")
+            }
+            LimitKind::Tokens | LimitKind::TokenBurst => {
+                (Fault::RateLimited, "rate_limit_exceeded", "tokens")
+            }
+            LimitKind::InFlight => (Fault::RateLimited, "concurrency_limit_exceeded", "requests"),
+            LimitKind::TokenBudget(_) => (Fault::RateLimited, "insufficient_quota", "tokens"),
+            LimitKind::MoneyBudget(_) => {
+                (Fault::Payment, "insufficient_quota", "insufficient_quota")
+            }
+        };
+        Self {
+            retry_after_ms: refusal.retry_after_ms,
+            counts: Some(counts),
+            standings: refusal.standings,
+            log: Some(format!("{} of {}: {}", refusal.kind.code(), refusal.party, refusal)),
+            ..Self::new(fault, code, refusal.to_string())
+        }
+    }
+
+    /// The organisation's balance does not cover what the request may cost.
+    pub(crate) fn no_money(message: impl Into<String>) -> Self {
+        Self {
+            counts: Some("insufficient_quota"),
+            ..Self::new(Fault::Payment, "insufficient_balance", message)
+        }
+    }
+
     /// The engine failed while the request ran.
     pub(crate) fn engine(fault: &EngineFault) -> Self {
         match fault {
@@ -175,6 +233,10 @@ impl ApiError {
             Fault::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Fault::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Fault::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Fault::Conflict => StatusCode::CONFLICT,
+            Fault::Unprocessable => StatusCode::UNPROCESSABLE_ENTITY,
+            Fault::Payment => StatusCode::PAYMENT_REQUIRED,
+            Fault::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Fault::Overloaded | Fault::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Fault::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Fault::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -182,6 +244,9 @@ impl ApiError {
     }
 
     fn kind(&self) -> &'static str {
+        if let Some(counts) = self.counts {
+            return counts;
+        }
         match self.fault {
             Fault::Unauthenticated => "authentication_error",
             Fault::Forbidden => "permission_error",
@@ -218,11 +283,11 @@ impl IntoResponse for ApiError {
             .into_response();
         let headers = response.headers_mut();
         match self.fault {
-            Fault::Overloaded | Fault::ShuttingDown => {
+            Fault::Overloaded | Fault::ShuttingDown | Fault::Conflict => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
             }
-            // Running it again would take as long again.
-            Fault::Deadline => {
+            // Running it again would take as long again; money does not come by itself.
+            Fault::Deadline | Fault::Payment => {
                 headers.insert("x-should-retry", HeaderValue::from_static("false"));
             }
             Fault::Unauthenticated => {
@@ -230,6 +295,12 @@ impl IntoResponse for ApiError {
             }
             _ => {}
         }
+        if let (Fault::RateLimited, Some(ms)) = (self.fault, self.retry_after_ms) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
+            headers.insert("retry-after-ms", HeaderValue::from(ms.max(1)));
+        }
+        rate_limit::add(&mut response, &self.standings);
+        let headers = response.headers_mut();
         // The rest of the body was not read, or the process goes: this connection is of no more use.
         if matches!(self.fault, Fault::TooLarge | Fault::BodyTimeout | Fault::ShuttingDown) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

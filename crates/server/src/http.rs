@@ -26,6 +26,7 @@ use crate::auth::{Access, now_unix};
 use crate::config::{Limits, ServerConfig};
 use crate::gateway::Gateway;
 use crate::served::{ModelSet, ModelSetError, ServedModel};
+use crate::till::{Billing, Till};
 
 const BACKLOG: u32 = 1024;
 /// What the system may buffer for one reader, beyond our own `max_head_bytes`.
@@ -95,9 +96,10 @@ pub async fn serve(
     config: ServerConfig,
     models: Vec<ServedModel>,
     access: Access,
+    billing: Option<Billing>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServerError> {
-    Server::bind(config, models, access)?.run(shutdown).await;
+    Server::bind(config, models, access, billing)?.run(shutdown).await;
     Ok(())
 }
 
@@ -110,7 +112,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the address. Must be called within a tokio runtime.
+    /// Binds the address. Must be called within a tokio runtime. Without `billing` limits hold, and nothing costs.
     ///
     /// # Errors
     /// The address is taken, or open to others without keys; no models, or two of one name.
@@ -118,6 +120,7 @@ impl Server {
         config: ServerConfig,
         models: Vec<ServedModel>,
         access: Access,
+        billing: Option<Billing>,
     ) -> Result<Self, ServerError> {
         check_exposure(config.listen, &access)?;
         let secret = match &access {
@@ -133,7 +136,15 @@ impl Server {
         let bind_error = |source| ServerError::Bind { address: config.listen, source };
         let listener = listen(config.listen).map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
-        let app = Arc::new(App::new(config.limits, access, models, gateway));
+        let directory = match &access {
+            Access::Keys(keys) => keys.snapshot(),
+            Access::Open => Arc::default(),
+        };
+        let till = Till::new(billing, |key| {
+            let known = directory.key(key).map(|key| key.lineage.as_str().into());
+            known.unwrap_or_else(|_| Arc::clone(key))
+        });
+        let app = Arc::new(App::new(config.limits, access, models, gateway, till));
         Ok(Self { listener, address, drain_timeout: config.drain_timeout, app })
     }
 

@@ -19,14 +19,18 @@ mod error;
 mod gateway;
 mod health;
 mod http;
+mod idempotency;
 mod metered;
 mod metrics;
 mod openai;
+mod rate_limit;
 mod request_id;
 mod sse;
 mod stop;
+mod till;
 
 pub use auth::Access;
 pub use config::{Limits, ServerConfig};
 pub use http::{Server, ServerError, check_exposure, serve};
 pub use served::{ModelSetError, ServedModel};
+pub use till::{Billing, PriceSource};

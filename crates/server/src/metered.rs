@@ -1,25 +1,28 @@
 //! The one place where a request's usage is taken: from `Event::Finished`, however the request ends.
 //!
-//! The ledger's hold will stand at [`Meter::submit`], its posting at [`Account::settle`].
+//! What is billed: the prompt once it was computed, and every token sampled. Nothing where a fault of ours came before
+//! the first token or broke an answer that is sent as a whole; of a stream that it broke, what was sent.
 //!
-//! Invariants: each submitted request is settled exactly once. A reader that goes away cancels, and a task of our own
-//! reads on to `Finished`, because only that knows how many tokens were sampled.
+//! Invariants: each admitted request is settled exactly once, before its client sees the end of it. A reader that goes
+//! away cancels, and a task of our own reads on to `Finished`, because only that knows how many tokens were sampled.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_core::Stream;
 use futures_util::StreamExt;
-use mintage_ledger::Principal;
+use mintage_ledger::{KeptAnswer, Pending, Principal, Receipt, TokenUsage};
 use mintage_model::{
     Engine, EngineFault, Event, EventStream, Finish, FinishReason, GenerateRequest, SubmitError,
     Timings, Usage,
 };
 use tokio_util::task::TaskTracker;
 
+use crate::error::ApiError;
 use crate::metrics::{ModelMetrics, Outcome};
+use crate::till::{self, Admitted, Settled, unix_ms};
 
 /// An engine answers a cancel within a step; one that does not answer in this time is broken.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -33,9 +36,12 @@ pub(crate) struct RequestFacts {
     pub(crate) model: String,
     pub(crate) arrival: Instant,
     pub(crate) streamed: bool,
+    /// Choices of each prompt: they share it, and it is counted once.
+    pub(crate) n: u32,
 }
 
-/// Meters the choices of one HTTP request; its log line is written when the last of them is settled.
+/// Meters the choices of one HTTP request, and settles them together: by [`Meter::settle`] where an answer is complete,
+/// else when the last of them has ended.
 #[derive(Clone)]
 pub(crate) struct Meter {
     record: Arc<Record>,
@@ -47,10 +53,12 @@ pub(crate) struct Meter {
 impl Meter {
     pub(crate) fn new(
         facts: RequestFacts,
+        admitted: Admitted,
         metrics: Arc<ModelMetrics>,
         settling: TaskTracker,
     ) -> Self {
-        let record = Arc::new(Record { facts, totals: Mutex::default() });
+        let totals = Totals { admitted: Some(admitted), ..Totals::default() };
+        let record = Arc::new(Record { facts, arrival_ms: unix_ms(), totals: Mutex::new(totals) });
         Self { record, metrics, settling, span: tracing::Span::current() }
     }
 
@@ -58,37 +66,124 @@ impl Meter {
     pub(crate) fn submit(
         &self,
         engine: &dyn Engine,
+        index: u32,
         request: GenerateRequest,
     ) -> Result<MeteredStream, SubmitError> {
         let max_new_tokens = request.max_new_tokens;
+        let prompt_tokens = request.prompt.len() as u64;
         let events = engine.submit(request)?;
         self.metrics.submitted(max_new_tokens);
-        let account = Account { meter: self.clone(), stopped_by_us: false, last_token: None };
+        // A prompt that several choices share is counted with the first of them.
+        let prompt_tokens =
+            if index.is_multiple_of(self.record.facts.n) { prompt_tokens } else { 0 };
+        let account = Account {
+            meter: self.clone(),
+            prompt_tokens,
+            prefilled: None,
+            polled: 0,
+            stopped_by_us: false,
+            last_token: None,
+        };
         Ok(MeteredStream { events: Some(events), account: Some(account) })
+    }
+
+    /// Nobody gets an answer for this request: it costs nothing.
+    pub(crate) fn forgive(&self) {
+        self.record.totals().forgiven = true;
+    }
+
+    /// Posts what the choices used, all of which have ended. `answer` makes what is kept for repetitions of the request.
+    pub(crate) fn settle(
+        &self,
+        answer: impl FnOnce(&Settled) -> Result<Option<KeptAnswer>, ApiError>,
+    ) -> Result<Settling, ApiError> {
+        let mut totals = self.record.totals();
+        let usage = totals.usage;
+        let Some(admitted) = totals.admitted.take() else {
+            return Err(ApiError::internal("a request was settled twice"));
+        };
+        let kept = answer(&admitted.preview(usage))?;
+        let pending = admitted.settle(usage, self.record.outcome(&totals), kept);
+        Ok(Settling(pending))
+    }
+}
+
+/// Resolves when what was posted is durable. Dropping it undoes nothing.
+pub(crate) struct Settling(Option<Pending<Receipt>>);
+
+impl Future for Settling {
+    type Output = Result<(), ApiError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(pending) = &mut self.0 else { return Poll::Ready(Ok(())) };
+        let durable = std::task::ready!(Pin::new(pending).poll(cx));
+        Poll::Ready(durable.map(|_| ()).map_err(|trouble| till::unavailable(&trouble)))
     }
 }
 
 /// What a request's choices add up to.
 struct Record {
     facts: RequestFacts,
+    /// Milliseconds since 1970.
+    arrival_ms: u64,
     totals: Mutex<Totals>,
 }
 
 #[derive(Default)]
 struct Totals {
+    /// `None` once settled.
+    admitted: Option<Admitted>,
+    /// It costs nothing, whatever was computed.
+    forgiven: bool,
     choices: u32,
-    prompt_tokens: u64,
-    cached_tokens: u64,
-    output_tokens: u64,
+    /// What is billed. While choices run: what the client has been sent.
+    usage: TokenUsage,
     queued: Duration,
     first_token: Option<Duration>,
     outcome: Option<Outcome>,
     fault: Option<String>,
 }
 
+impl Record {
+    fn totals(&self) -> MutexGuard<'_, Totals> {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outcome(&self, totals: &Totals) -> mintage_ledger::Outcome {
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        mintage_ledger::Outcome {
+            first_token_ms: totals.first_token.map_or(0, |d| self.arrival_ms + ms(d)),
+            end_ms: unix_ms(),
+            finish: totals.outcome.map_or("", Outcome::as_str).into(),
+            label: "".into(),
+        }
+    }
+
+    /// Settles what nobody settled: the reader went away, or the answer broke.
+    fn close(&mut self) {
+        let facts_streamed = self.facts.streamed;
+        let mut totals =
+            std::mem::take(self.totals.get_mut().unwrap_or_else(PoisonError::into_inner));
+        if let Some(admitted) = totals.admitted.take() {
+            // A whole answer that a fault of ours broke was never sent.
+            let broken = totals.outcome == Some(Outcome::Error) && !facts_streamed;
+            if totals.forgiven || broken || totals.usage == TokenUsage::default() {
+                totals.usage = TokenUsage::default();
+                admitted.void();
+            } else {
+                // It stands from here on, and the ledger sees to it that it is written.
+                let outcome = self.outcome(&totals);
+                drop(admitted.settle(totals.usage, outcome, None));
+            }
+        }
+        self.totals = Mutex::new(totals);
+    }
+}
+
 impl Drop for Record {
-    /// The one structured line of a request that reached an engine.
+    /// The last choice has ended: settles, and writes the one structured line of a request that reached an engine.
     fn drop(&mut self) {
+        self.close();
         let totals = self.totals.get_mut().unwrap_or_else(PoisonError::into_inner);
         let Some(outcome) = totals.outcome else { return };
         let facts = &self.facts;
@@ -103,9 +198,9 @@ impl Drop for Record {
             streamed = facts.streamed,
             choices = totals.choices,
             outcome = outcome.as_str(),
-            prompt_tokens = totals.prompt_tokens,
-            cached_tokens = totals.cached_tokens,
-            output_tokens = totals.output_tokens,
+            prompt_tokens = totals.usage.prompt(),
+            cached_tokens = totals.usage.cached_input,
+            output_tokens = totals.usage.completion(),
             queued_ms = ms(totals.queued),
             first_token_ms = totals.first_token.map(ms),
             total_ms = ms(facts.arrival.elapsed()),
@@ -118,23 +213,50 @@ impl Drop for Record {
 /// One choice's account, closed exactly once by [`Account::settle`].
 struct Account {
     meter: Meter,
+    /// Tokens of the prompt, where they count with this choice.
+    prompt_tokens: u64,
+    /// Tokens of the prompt found in the cache, once it is computed: from here on it costs.
+    prefilled: Option<u64>,
+    /// Tokens counted one by one.
+    polled: u64,
     /// A stop string was found: the cancel that follows is a stop, not an abort.
     stopped_by_us: bool,
     last_token: Option<Instant>,
 }
 
 impl Account {
+    fn prefilled(&mut self, cached_tokens: u32) {
+        let cached = u64::from(cached_tokens).min(self.prompt_tokens);
+        if self.prefilled.replace(cached).is_none() {
+            let usage = &mut self.meter.record.totals().usage;
+            usage.input += self.prompt_tokens - cached;
+            usage.cached_input += cached;
+        }
+    }
+
     fn token(&mut self) {
+        let record = &self.meter.record;
+        {
+            let mut totals = record.totals();
+            // What came before this token has been taken from us; the journal never runs ahead of the client. A whole
+            // answer is sent at its end or never, so a crash before that bills nothing.
+            let sent = totals.usage;
+            if let Some(admitted) = totals.admitted.as_mut().filter(|_| record.facts.streamed) {
+                admitted.progress(sent);
+            }
+            totals.usage.output += 1;
+        }
+        self.polled += 1;
         let now = Instant::now();
         match self.last_token.replace(now) {
             Some(last) => self.meter.metrics.next_token(now.saturating_duration_since(last)),
             None => {
-                let arrival = self.meter.record.facts.arrival;
-                self.meter.metrics.first_token(now.saturating_duration_since(arrival));
+                self.meter.metrics.first_token(now.saturating_duration_since(record.facts.arrival));
             }
         }
     }
 
+    /// Tokens were counted one by one for the journal; the engine's own count is the one that holds.
     fn settle(self, finish: &Finish) {
         let outcome = match &finish.reason {
             FinishReason::Stop(_) => Outcome::Stop,
@@ -147,11 +269,26 @@ impl Account {
         let record = &self.meter.record;
         let since_arrival = record.facts.arrival.elapsed();
         self.meter.metrics.finished(outcome, finish.usage, finish.timings, since_arrival);
-        let mut totals = record.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut totals = record.totals();
         totals.choices += 1;
-        totals.prompt_tokens += u64::from(finish.usage.prompt_tokens);
-        totals.cached_tokens += u64::from(finish.usage.cached_tokens);
-        totals.output_tokens += u64::from(finish.usage.output_tokens);
+        let is_fault = matches!(finish.reason, FinishReason::Fault(_)) && !self.stopped_by_us;
+        if let Some(cached) = self.prefilled {
+            let usage = &mut totals.usage;
+            // Counted anew below.
+            usage.input -= self.prompt_tokens - cached;
+            usage.cached_input -= cached;
+            if !is_fault {
+                let cached = u64::from(finish.usage.cached_tokens).min(self.prompt_tokens);
+                usage.input += self.prompt_tokens - cached;
+                usage.cached_input += cached;
+                usage.output -= self.polled;
+                usage.output += u64::from(finish.usage.output_tokens);
+            } else if self.polled > 0 {
+                // A fault of ours: nothing beyond what was sent, and nothing at all before the first token.
+                usage.input += self.prompt_tokens - cached;
+                usage.cached_input += cached;
+            }
+        }
         totals.queued = totals.queued.max(finish.timings.queued);
         totals.first_token = match (totals.first_token, finish.timings.first_token) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -212,7 +349,11 @@ impl Stream for MeteredStream {
                 }
             }
             Event::Finished(finish) => self.settle(finish),
-            Event::Prefilled { .. } => {}
+            Event::Prefilled { cached_tokens, .. } => {
+                if let Some(account) = &mut self.account {
+                    account.prefilled(*cached_tokens);
+                }
+            }
         }
         Poll::Ready(Some(event))
     }
@@ -232,7 +373,8 @@ fn lost() -> Finish {
 impl Drop for MeteredStream {
     /// Nobody reads any more: stop the engine and learn what it did.
     fn drop(&mut self) {
-        let (Some(mut events), Some(account)) = (self.events.take(), self.account.take()) else {
+        let (Some(mut events), Some(mut account)) = (self.events.take(), self.account.take())
+        else {
             return;
         };
         events.cancel();
@@ -248,14 +390,17 @@ impl Drop for MeteredStream {
                 loop {
                     match events.next().await {
                         Some(Event::Finished(finish)) => break finish,
-                        Some(_) => {}
+                        Some(Event::Prefilled { cached_tokens, .. }) => {
+                            account.prefilled(cached_tokens);
+                        }
+                        Some(Event::Token(_)) => {}
                         None => break lost(),
                     }
                 }
             };
             let finish = tokio::time::timeout(SETTLE_TIMEOUT, end).await;
             let finish = finish.unwrap_or_else(|_| lost());
-            span.in_scope(|| account.settle(&finish));
+            span.in_scope(move || account.settle(&finish));
         };
         settling.spawn_on(task, &runtime);
     }

@@ -244,7 +244,15 @@ impl ModelMetrics {
 }
 
 /// Why a request was refused before it reached an engine.
-const REFUSALS: [&str; 4] = ["concurrency", "queue_full", "shutting_down", "unauthenticated"];
+const REFUSALS: [&str; 7] = [
+    "concurrency",
+    "queue_full",
+    "shutting_down",
+    "unauthenticated",
+    "payment",
+    "rate_limit",
+    "ledger",
+];
 
 /// All that is counted.
 pub(crate) struct Metrics {

@@ -23,7 +23,7 @@ pub(crate) trait EventSource: Send + 'static {
 }
 
 /// `data: …` and an empty line.
-fn frame(data: &str) -> Bytes {
+pub(crate) fn frame(data: &str) -> Bytes {
     Bytes::from(format!("data: {data}\n\n"))
 }
 
@@ -44,11 +44,15 @@ pub(crate) fn response(source: impl EventSource, keep_alive: Duration) -> Respon
         };
         Some((Ok::<_, Infallible>(bytes), source))
     });
-    let headers = [
+    (headers(), Body::from_stream(frames)).into_response()
+}
+
+/// Of every answer that streams.
+pub(crate) fn headers() -> [(header::HeaderName, HeaderValue); 3] {
+    [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         // nginx would hold events back otherwise.
         (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-    ];
-    (headers, Body::from_stream(frames)).into_response()
+    ]
 }

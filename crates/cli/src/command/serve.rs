@@ -10,11 +10,12 @@ use mintage_engine::CpuEngine;
 use mintage_hub::{Hub, ModelRef};
 use mintage_ledger::DirectoryStore;
 use mintage_model::Engine;
-use mintage_server::{Access, Limits, ServedModel, Server, ServerConfig};
+use mintage_server::{Access, Billing, Limits, ServedModel, Server, ServerConfig};
 
 use crate::command::up::ServingArgs;
 use crate::config::{ModelSettings, ServerSettings, Settings};
 use crate::keys_folder::{self, BOOTSTRAP_VARIABLE, FirstKey, now_unix};
+use crate::ledger_folder;
 use crate::load;
 use crate::models::DEFAULT_MODEL;
 use crate::output;
@@ -78,10 +79,11 @@ pub(crate) fn start(settings: &Settings, greeting: Greeting) -> Result<()> {
         Access::Keys(_) if bootstrapped => FirstKey::Bootstrap,
         Access::Keys(_) => keys_folder::ensure_first(&keys)?,
     };
+    let billing = ledger_folder::billing(settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let Fleet { served, engines } = fleet;
     let outcome = runtime.block_on(async {
-        let server = bind(&settings.server, served, access, &keys, &first)?;
+        let server = bind(&settings.server, served, access, billing.clone(), &keys, &first)?;
         output::print(&greet(greeting, server.local_addr(), &names, &first))?;
         tracing::info!(address = %server.local_addr(), models = ?names, "serving");
         server.run(shutdown_signal()).await;
@@ -90,6 +92,9 @@ pub(crate) fn start(settings: &Settings, greeting: Greeting) -> Result<()> {
     for engine in &engines {
         engine.shutdown(ENGINE_DRAIN);
     }
+    // No task holds the ledger any more, so that dropping it writes what has queued up.
+    drop(runtime);
+    drop(billing);
     outcome
 }
 
@@ -98,10 +103,11 @@ fn bind(
     settings: &ServerSettings,
     served: Vec<ServedModel>,
     access: Access,
+    billing: Option<Billing>,
     keys: &DirectoryStore,
     first: &FirstKey,
 ) -> Result<Server> {
-    let bound = Server::bind(server_config(settings), served, access);
+    let bound = Server::bind(server_config(settings), served, access, billing);
     if let (Err(_), FirstKey::Created(key)) = (&bound, first) {
         keys.revoke_key(&key.info.id, now_unix())?;
     }

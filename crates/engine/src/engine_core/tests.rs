@@ -194,6 +194,99 @@ fn tenants_share_fairly_and_the_shortest_goes_first() {
     assert!(overtaken >= 7, "the short prompt overtook {overtaken} only");
 }
 
+/// One request of a tenant beside another tenant's 200, in steps and in the virtual time of steps.
+#[test]
+fn two_hundred_requests_do_not_slow_anothers_by_more_than_twice() {
+    let modest = |length, answer| GenerateRequest {
+        tenant: 2,
+        cache_domain: CacheDomain([2; 16]),
+        ..request(&prompt(77, length), answer)
+    };
+    let until_done = |bench: &mut Bench, id| {
+        let (start, mut steps) = (bench.now(), 0);
+        while !matches!(bench.events.get(&id).and_then(|e| e.last()), Some(Event::Finished(_))) {
+            bench.step();
+            steps += 1;
+        }
+        ((bench.now() - start).as_secs_f64(), steps)
+    };
+    for (length, answer) in [(40, 60), (300, 1), (8, 30)] {
+        let mut bench = Bench::new(config(8000));
+        // The cost of steps is known.
+        for seed in 0..30 {
+            bench.submit(request(&prompt(seed, 30 + seed), 20));
+        }
+        bench.run();
+        let id = bench.submit(modest(length, answer));
+        let (alone_s, alone_steps) = until_done(&mut bench, id);
+        for seed in 0..200 {
+            bench.submit(GenerateRequest { tenant: 1, ..request(&prompt(seed, 60), 100) });
+        }
+        for warm_up in [5, 40, 100] {
+            for _ in 0..warm_up {
+                bench.step();
+            }
+            let other = GenerateRequest {
+                cache_domain: CacheDomain([warm_up; 16]),
+                ..modest(length, answer)
+            };
+            let id = bench.submit(other);
+            let (beside_s, beside_steps) = until_done(&mut bench, id);
+            let case =
+                format!("{length} + {answer} after {warm_up}: {beside_s} s, alone {alone_s} s");
+            assert!(beside_s <= 2.0 * alone_s, "{case}");
+            assert!(beside_steps <= 2 * alone_steps + 1, "{case}, {beside_steps} steps");
+        }
+        assert!(bench.core.load().waiting > 50, "the others are still many");
+        bench.run();
+    }
+}
+
+/// Jain's index of what tenants got for their weight while all of them wanted more.
+#[test]
+fn shares_follow_weights_whoever_asks_for_more() {
+    let check = |weights: &[u32]| {
+        let mut bench = Bench::new(config(8000));
+        let mut owners = BTreeMap::new();
+        for (tenant, &weight) in weights.iter().enumerate() {
+            // The first of them abuses.
+            let count = if tenant == 0 { 200 } else { 14 };
+            for i in 0..count {
+                let seed = tenant as u32 * 1000 + i;
+                let request = GenerateRequest {
+                    tenant: tenant as u64,
+                    weight,
+                    cache_domain: CacheDomain([tenant as u8; 16]),
+                    ..request(&prompt(seed, 40), 120)
+                };
+                owners.insert(bench.submit(request), tenant);
+            }
+        }
+        let ended = |bench: &Bench, id| {
+            matches!(bench.events.get(id).and_then(|e| e.last()), Some(Event::Finished(_)))
+        };
+        let left = |bench: &Bench, tenant| {
+            owners.iter().filter(|(id, t)| **t == tenant && !ended(bench, id)).count()
+        };
+        // While each has more waiting than it can run.
+        while (0..weights.len()).all(|tenant| left(&bench, tenant) > 4) {
+            bench.step();
+        }
+        let mut got = vec![0.0; weights.len()];
+        for (id, tenant) in &owners {
+            let tokens = bench.events.get(id).map_or(0, Vec::len);
+            got[*tenant] += tokens as f64 / f64::from(weights[*tenant]);
+        }
+        let (sum, squares) =
+            got.iter().fold((0.0, 0.0), |(sum, squares), x| (sum + x, squares + x * x));
+        let jain = sum * sum / (got.len() as f64 * squares);
+        assert!(jain >= 0.95, "{weights:?}: {jain} of {got:?}");
+        bench.run();
+    };
+    check(&[1, 1, 1, 1]);
+    check(&[1, 1, 2, 3]);
+}
+
 #[test]
 fn batch_work_runs_only_when_nobody_waits() {
     let mut bench = Bench::new(config(60));

@@ -19,7 +19,7 @@ struct Share {
 }
 
 /// A counter per tenant.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct FairShare {
     shares: BTreeMap<u64, Share>,
 }
@@ -57,6 +57,11 @@ impl FairShare {
     /// What `tenant` has had for its weight; the least served comes first.
     pub(crate) fn served(&self, tenant: u64) -> u64 {
         self.shares.get(&tenant).map_or(0, |share| share.served)
+    }
+
+    /// How large its share is among others.
+    pub(crate) fn weight(&self, tenant: u64) -> f64 {
+        self.shares.get(&tenant).map_or(1.0, |share| f64::from(share.weight))
     }
 
     /// Sequences counted, for `check()`.

@@ -4,7 +4,7 @@
 //! decode phase; chunked prefill, prefix hits, preemption and drafts are all the same catching up. A step's budget is
 //! milliseconds, by the [`CostModel`].
 //!
-//! Order of service: decode rows first, by priority and arrival. Then prompts: the least served tenant's, within it the
+//! Order of service: decode rows first; where tenants compete, each its share of the step (`turns`). Then prompts: the least served tenant's, within it the
 //! one with the least left to compute (the longer it waits, the less that counts). [`Priority::Batch`] runs in steps
 //! in which nothing online could.
 //!
@@ -17,6 +17,7 @@
 mod fair_share;
 mod pages;
 mod sequence;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -121,6 +122,8 @@ pub struct Scheduler {
     shares: FairShare,
     counters: SchedulerCounters,
     next_id: u64,
+    /// Steps decided so far.
+    turn: u64,
 }
 
 /// What one call of [`Scheduler::schedule`] has decided so far.
@@ -152,6 +155,7 @@ impl Scheduler {
             shares: FairShare::default(),
             counters: SchedulerCounters::default(),
             next_id: 0,
+            turn: 0,
             config,
         }
     }
@@ -200,6 +204,7 @@ impl Scheduler {
     /// Decides the next step. `now` is the time since the engine's start.
     pub fn schedule(&mut self, now: Duration) -> StepPlan {
         let mut draft = Draft::default();
+        self.yield_places(now);
         for class in [Priority::Online, Priority::Batch] {
             self.plan_decodes(&mut draft, class);
             self.plan_prompts(&mut draft, class, now);
@@ -213,9 +218,8 @@ impl Scheduler {
     /// Gives a row to each sequence that only has its last token (and drafts) to compute.
     fn plan_decodes(&mut self, draft: &mut Draft, class: Priority) {
         let ready = |s: &Sequence| s.priority == class && !s.paused && s.is_decoding();
-        let ids: Vec<_> =
-            self.sequences.iter().filter(|(_, s)| ready(s)).map(|(&id, _)| id).collect();
-        for id in ids {
+        self.turn += 1;
+        for id in self.decodes_in_turn(class) {
             // An earlier row may have taken this one's pages.
             let Some(sequence) = self.sequences.get(&id).filter(|s| ready(s)) else { continue };
             let wanted = sequence.tokens.len();
@@ -223,7 +227,8 @@ impl Scheduler {
                 self.preempt(id);
                 continue;
             }
-            let Some(sequence) = self.sequences.get(&id) else { continue };
+            let Some(sequence) = self.sequences.get_mut(&id) else { continue };
+            sequence.last_turn = self.turn;
             let (start, count) = (sequence.num_computed, sequence.remaining());
             let logits_for = LogitsFor::Tail(count);
             self.shares.charge(sequence.tenant, OUTPUT_TOKEN_WEIGHT);
@@ -246,7 +251,9 @@ impl Scheduler {
         };
         while let Some(id) = self.next_prompt(draft, class, now) {
             draft.tried.push(id);
-            if !self.plan_prompt(draft, id, target_ms) {
+            let Some(tenant) = self.sequences.get(&id).map(|s| s.tenant) else { continue };
+            let limit_ms = self.prompt_limit_ms(draft, tenant, class);
+            if !self.plan_prompt(draft, id, target_ms.min(limit_ms), limit_ms <= target_ms) {
                 break;
             }
         }
@@ -271,7 +278,14 @@ impl Scheduler {
     }
 
     /// Gives a prompt as much of the step as fits; false once the step is full.
-    fn plan_prompt(&mut self, draft: &mut Draft, id: SequenceId, target_ms: f64) -> bool {
+    /// `is_guest`: the step is others', so a prompt for which there is no room waits.
+    fn plan_prompt(
+        &mut self,
+        draft: &mut Draft,
+        id: SequenceId,
+        target_ms: f64,
+        is_guest: bool,
+    ) -> bool {
         if !self.admit(id, draft) {
             draft.admission_closed = true;
             return true;
@@ -285,7 +299,9 @@ impl Scheduler {
         }
         let copy = self.copy_from_cache(id);
         draft.plan.copies.extend(copy);
-        let Some(count) = self.chunk_tokens(draft, id, target_ms) else { return false };
+        let Some(count) = self.chunk_tokens(draft, id, target_ms, is_guest) else {
+            return is_guest;
+        };
         let Some(sequence) = self.sequences.get(&id) else { return true };
         let start = sequence.num_computed;
         if !self.ensure_pages(id, start + count, draft) {
@@ -305,7 +321,13 @@ impl Scheduler {
     }
 
     /// How many tokens of a prompt this step can still take; `None` where it is full.
-    fn chunk_tokens(&self, draft: &Draft, id: SequenceId, target_ms: f64) -> Option<usize> {
+    fn chunk_tokens(
+        &self,
+        draft: &Draft,
+        id: SequenceId,
+        target_ms: f64,
+        is_guest: bool,
+    ) -> Option<usize> {
         let sequence = self.sequences.get(&id)?;
         let shape = draft.plan.shape;
         let planned = shape.prompt_tokens + shape.decode_rows;
@@ -317,7 +339,7 @@ impl Scheduler {
         }
         let limit = limit.min(sequence.remaining());
         let fits = self.cost.prompt_tokens_within(shape, sequence.num_computed, limit, target_ms);
-        let least = MIN_CHUNK_TOKENS.min(limit);
+        let least = if is_guest { 0 } else { MIN_CHUNK_TOKENS.min(limit) };
         if fits < least && shape.prompt_tokens > 0 {
             return None;
         }

@@ -17,19 +17,7 @@ impl Scheduler {
         }
         let class = sequence.priority;
         loop {
-            let running = self.sequences.values().filter(|s| s.running).count();
-            let Some(sequence) = self.sequences.get(&id) else { return false };
-            let found = self.kv.probe(sequence.domain, sequence.cacheable());
-            // Pages found in the cache that nobody uses count as available, but will be used.
-            let needed = self.kv.pages_for(sequence.tokens.len() + 1) - found.pages_in_use;
-            // What running prompts still lack, and a page for each to write its answer.
-            let lacking = |s: &super::Sequence| {
-                1 + self.kv.pages_for(s.tokens.len()).saturating_sub(s.table.pages.len())
-            };
-            let outstanding: usize =
-                self.sequences.values().filter(|s| s.running).map(lacking).sum();
-            let fits = needed + outstanding <= self.kv.available() as usize;
-            if running == 0 || (fits && running < self.config.max_running) {
+            if self.has_room(id) {
                 break;
             }
             // An online prompt sends batch work and readers that sleep away, and nobody else.
@@ -46,6 +34,22 @@ impl Scheduler {
             }
         }
         true
+    }
+
+    /// Whether a waiting sequence can start beside those that run.
+    pub(super) fn has_room(&self, id: SequenceId) -> bool {
+        let running = self.sequences.values().filter(|s| s.running).count();
+        let Some(sequence) = self.sequences.get(&id) else { return false };
+        let found = self.kv.probe(sequence.domain, sequence.cacheable());
+        // Pages found in the cache that nobody uses count as available, but will be used.
+        let needed = self.kv.pages_for(sequence.tokens.len() + 1) - found.pages_in_use;
+        // What running prompts still lack, and a page for each to write its answer.
+        let lacking = |s: &super::Sequence| {
+            1 + self.kv.pages_for(s.tokens.len()).saturating_sub(s.table.pages.len())
+        };
+        let outstanding: usize = self.sequences.values().filter(|s| s.running).map(lacking).sum();
+        let fits = needed + outstanding <= self.kv.available() as usize;
+        running == 0 || (fits && running < self.config.max_running)
     }
 
     /// Takes over every full page that was computed since the last look, by whomever.

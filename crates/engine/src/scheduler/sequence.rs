@@ -54,6 +54,8 @@ pub(crate) struct Sequence {
     /// Its reader is slow: no new tokens until it catches up.
     pub(crate) paused: bool,
     pub(crate) prompt_logits: bool,
+    /// The step it last decoded in.
+    pub(crate) last_turn: u64,
 }
 
 impl Sequence {
@@ -73,6 +75,7 @@ impl Sequence {
             running: false,
             paused: false,
             prompt_logits: new.prompt_logits,
+            last_turn: 0,
         }
     }
 

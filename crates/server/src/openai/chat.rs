@@ -13,17 +13,22 @@ use mintage_model::TokenId;
 use crate::answer::{Piece, TokenEntry};
 use crate::app::{Admission, App};
 use crate::auth::now_unix;
-use crate::error::{ApiError, json};
+use crate::error::ApiError;
+use crate::idempotency::{Keeping, Transcript};
 use crate::openai::chat_request::ChatRequest;
-use crate::openai::generate::{Choices, Incoming, Job, find_model, response_id};
+use crate::openai::generate::{
+    Choices, Incoming, Job, Settling, find_model, json_bytes, response_id, whole_answer,
+};
 use crate::openai::prompt;
-use crate::openai::usage::UsageSum;
+use crate::openai::usage;
 use crate::openai::wire::{
     ChatChoice, ChatChunkChoice, ChatLogprobs, ChatMessage, Delta, FINGERPRINT, Head, Reply,
     chat_logprobs, finish_reason, token_ids,
 };
+use crate::rate_limit;
 use crate::served::ServedModel;
 use crate::sse::{self, EventSource};
+use crate::till::Settled;
 
 const ROLE: &str = "assistant";
 
@@ -37,6 +42,7 @@ pub(crate) async fn chat(
     let job = app.on_text_thread(move || prepare(&shared, &body)).await?;
     let id = response_id("chatcmpl");
     let choices = job.submit(&app, &incoming, &id)?;
+    let standings = choices.standings;
     let reply = ChatReply {
         head: Head {
             id,
@@ -54,13 +60,15 @@ pub(crate) async fn chat(
             .then(|| job.prompts.first().cloned())
             .flatten(),
         include_usage: job.options.include_usage,
-        usage: UsageSum::new(job.options.n),
+        include_cost: job.options.include_cost,
     };
     if job.options.stream {
-        let source = ChatStream::new(reply, choices, incoming.admission);
-        return Ok(sse::response(source, app.limits.keep_alive_interval));
+        let source = ChatStream::new(reply, choices, incoming);
+        let response = sse::response(source, app.limits.keep_alive_interval);
+        return Ok(rate_limit::with_headers(response, &standings));
     }
-    reply.whole(choices).await
+    let response = reply.whole(choices, incoming.keeping.as_ref()).await?;
+    Ok(rate_limit::with_headers(response, &standings))
 }
 
 /// On a text thread: bytes to a job.
@@ -77,6 +85,7 @@ fn prepare(app: &App, body: &[u8]) -> Result<Job, ApiError> {
         logprobs: request.logprobs,
         prompt_logprobs: None,
         options: request.options,
+        protocol: "openai.chat",
     })
 }
 
@@ -89,7 +98,7 @@ struct ChatReply {
     /// Where token ids are asked for.
     prompt_token_ids: Option<Arc<[TokenId]>>,
     include_usage: bool,
-    usage: UsageSum,
+    include_cost: bool,
 }
 
 /// One choice of a whole answer, growing.
@@ -110,7 +119,31 @@ impl ChatReply {
     }
 
     /// Reads all choices to their ends.
-    async fn whole(mut self, mut choices: Choices) -> Result<Response, ApiError> {
+    async fn whole(
+        self,
+        mut choices: Choices,
+        keeping: Option<&Keeping>,
+    ) -> Result<Response, ApiError> {
+        let growing = match self.read(&mut choices).await {
+            Ok(growing) => growing,
+            Err(error) => {
+                choices.forgive();
+                return Err(error);
+            }
+        };
+        let all: Vec<ChatChoice> = (0..).zip(growing).map(|(i, c)| self.choice(i, c)).collect();
+        whole_answer(choices, keeping, |settled| {
+            json_bytes(&Reply {
+                head: &self.head,
+                choices: &all,
+                usage: Some(Some(usage::body(settled, self.include_cost))),
+                prompt_token_ids: self.prompt_token_ids.as_deref(),
+            })
+        })
+        .await
+    }
+
+    async fn read(&self, choices: &mut Choices) -> Result<Vec<Growing>, ApiError> {
         let mut growing: Vec<Growing> = (0..self.n).map(|_| Growing::default()).collect();
         while let Some(piece) = choices.next().await {
             let (index, piece) = piece?;
@@ -121,19 +154,10 @@ impl ChatReply {
                     choice.text.push_str(&text);
                     choice.entries.extend(entries);
                 }
-                Piece::End { outcome, usage } => {
-                    choice.finish_reason = finish_reason(outcome?);
-                    self.usage.add(index, usage);
-                }
+                Piece::End { outcome } => choice.finish_reason = finish_reason(outcome?),
             }
         }
-        let choices: Vec<ChatChoice> = (0..).zip(growing).map(|(i, c)| self.choice(i, c)).collect();
-        Ok(json(Reply {
-            head: &self.head,
-            choices: &choices,
-            usage: Some(Some(self.usage.body())),
-            prompt_token_ids: self.prompt_token_ids.as_deref(),
-        }))
+        Ok(growing)
     }
 
     fn choice(&self, index: u32, choice: Growing) -> ChatChoice {
@@ -151,12 +175,14 @@ impl ChatReply {
         &self,
         choices: &[ChatChunkChoice],
         with_prompt: bool,
-        usage: Option<UsageSum>,
+        usage: Option<&Settled>,
     ) -> Result<String, ApiError> {
         let reply = Reply {
             head: &self.head,
             choices,
-            usage: self.include_usage.then(|| usage.map(|usage| usage.body())),
+            usage: self
+                .include_usage
+                .then(|| usage.map(|settled| usage::body(settled, self.include_cost))),
             prompt_token_ids: self.prompt_token_ids.as_deref().filter(|_| with_prompt),
         };
         serde_json::to_string(&reply).map_err(|e| ApiError::internal(format!("an event: {e}")))
@@ -169,12 +195,22 @@ struct ChatStream {
     /// `None` once the stream is over or broken; dropping it stops what still runs.
     choices: Option<Choices>,
     ready: VecDeque<String>,
+    transcript: Transcript,
+    /// The last events, once what they tell is durable.
+    ending: Option<(Settling, Vec<String>)>,
     _admission: Admission,
 }
 
 impl ChatStream {
-    fn new(reply: ChatReply, choices: Choices, admission: Admission) -> Self {
-        Self { reply, choices: Some(choices), ready: VecDeque::new(), _admission: admission }
+    fn new(reply: ChatReply, choices: Choices, incoming: Incoming) -> Self {
+        Self {
+            reply,
+            choices: Some(choices),
+            ready: VecDeque::new(),
+            transcript: Transcript::new(incoming.keeping),
+            ending: None,
+            _admission: incoming.admission,
+        }
     }
 
     fn piece(&mut self, index: u32, piece: Piece) -> Result<(), ApiError> {
@@ -193,30 +229,40 @@ impl ChatStream {
                 finish_reason: None,
                 token_ids: self.reply.token_ids(&entries),
             },
-            Piece::End { outcome, usage } => {
-                self.reply.usage.add(index, usage);
-                ChatChunkChoice {
-                    index,
-                    delta: Delta::default(),
-                    logprobs: None,
-                    finish_reason: Some(finish_reason(outcome?)),
-                    token_ids: None,
-                }
-            }
+            Piece::End { outcome } => ChatChunkChoice {
+                index,
+                delta: Delta::default(),
+                logprobs: None,
+                finish_reason: Some(finish_reason(outcome?)),
+                token_ids: None,
+            },
         };
         let with_prompt = chunk.delta.role.is_some() && index == 0;
         let event = self.reply.event(&[chunk], with_prompt, None)?;
+        self.transcript.event(&event);
         self.ready.push_back(event);
         Ok(())
     }
 
-    fn last_events(&mut self) -> Result<(), ApiError> {
-        if self.reply.include_usage {
-            let event = self.reply.event(&[], false, Some(self.reply.usage))?;
-            self.ready.push_back(event);
-        }
-        self.ready.push_back(sse::DONE.to_owned());
+    /// All choices have ended: posts what they used.
+    fn settle(&mut self) -> Result<(), ApiError> {
+        let Some(choices) = self.choices.take() else { return Ok(()) };
+        let mut last = Vec::new();
+        let settling = choices.settle(|settled| {
+            last = self.last_events(settled)?;
+            Ok(self.transcript.answer(&last))
+        })?;
+        self.ending = Some((settling, last));
         Ok(())
+    }
+
+    fn last_events(&self, settled: &Settled) -> Result<Vec<String>, ApiError> {
+        let mut last = Vec::new();
+        if self.reply.include_usage {
+            last.push(self.reply.event(&[], false, Some(settled))?);
+        }
+        last.push(sse::DONE.to_owned());
+        Ok(last)
     }
 }
 
@@ -226,13 +272,20 @@ impl EventSource for ChatStream {
             if let Some(data) = self.ready.pop_front() {
                 return Some(data);
             }
+            if let Some((settling, last)) = &mut self.ending {
+                // Polled again where it was left, should this future be dropped.
+                let durable = settling.await;
+                self.ready.extend(match durable {
+                    Ok(()) => std::mem::take(last),
+                    Err(error) => vec![sse::error_data(&error)],
+                });
+                self.ending = None;
+                continue;
+            }
             let done = match self.choices.as_mut()?.next().await {
                 Some(Ok((index, piece))) => self.piece(index, piece),
                 Some(Err(error)) => Err(error),
-                None => {
-                    self.choices = None;
-                    self.last_events()
-                }
+                None => self.settle(),
             };
             if let Err(error) = done {
                 self.choices = None;

@@ -10,16 +10,21 @@ use mintage_model::{PendingBytes, SampledToken};
 use crate::answer::{Piece, TokenEntry};
 use crate::app::{Admission, App};
 use crate::auth::now_unix;
-use crate::error::{ApiError, json};
+use crate::error::ApiError;
+use crate::idempotency::{Keeping, Transcript};
 use crate::openai::completion_request::CompletionRequest;
-use crate::openai::generate::{Choices, Incoming, Job, find_model, response_id};
+use crate::openai::generate::{
+    Choices, Incoming, Job, Settling, find_model, json_bytes, response_id, whole_answer,
+};
 use crate::openai::prompt::{self, TokenisedPrompt};
-use crate::openai::usage::UsageSum;
+use crate::openai::usage;
 use crate::openai::wire::{
     FINGERPRINT, Head, Reply, TextChoice, TextLogprobs, finish_reason, token_ids,
 };
+use crate::rate_limit;
 use crate::served::ServedModel;
 use crate::sse::{self, EventSource};
+use crate::till::Settled;
 
 /// Continues prompts.
 pub(crate) async fn completions(
@@ -31,6 +36,7 @@ pub(crate) async fn completions(
     let (job, prompts, echo) = app.on_text_thread(move || prepare(&shared, &body)).await?;
     let id = response_id("cmpl");
     let choices = job.submit(&app, &incoming, &id)?;
+    let standings = choices.standings;
     let reply = TextReply {
         head: Head {
             id,
@@ -46,18 +52,22 @@ pub(crate) async fn completions(
         logprobs: job.logprobs.is_some(),
         return_token_ids: job.options.return_token_ids,
         include_usage: job.options.include_usage,
-        usage: UsageSum::new(job.options.n),
+        include_cost: job.options.include_cost,
     };
     if job.options.stream {
         let source = TextStream {
             reply,
             choices: Some(choices),
             ready: VecDeque::new(),
+            transcript: Transcript::new(incoming.keeping),
+            ending: None,
             _admission: incoming.admission,
         };
-        return Ok(sse::response(source, app.limits.keep_alive_interval));
+        let response = sse::response(source, app.limits.keep_alive_interval);
+        return Ok(rate_limit::with_headers(response, &standings));
     }
-    reply.whole(choices).await
+    let response = reply.whole(choices, incoming.keeping.as_ref()).await?;
+    Ok(rate_limit::with_headers(response, &standings))
 }
 
 /// On a text thread: bytes to a job, its prompts and whether to repeat them.
@@ -77,6 +87,7 @@ fn prepare(app: &App, body: &[u8]) -> Result<(Job, Vec<TokenisedPrompt>, bool), 
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo),
         options: request.options,
+        protocol: "openai.completions",
     };
     Ok((job, prompts, request.echo))
 }
@@ -91,7 +102,7 @@ struct TextReply {
     logprobs: bool,
     return_token_ids: bool,
     include_usage: bool,
-    usage: UsageSum,
+    include_cost: bool,
 }
 
 impl TextReply {
@@ -156,7 +167,31 @@ impl TextReply {
     }
 
     /// Reads all choices to their ends.
-    async fn whole(mut self, mut running: Choices) -> Result<Response, ApiError> {
+    async fn whole(
+        self,
+        mut running: Choices,
+        keeping: Option<&Keeping>,
+    ) -> Result<Response, ApiError> {
+        let choices = match self.read(&mut running).await {
+            Ok(choices) => choices,
+            Err(error) => {
+                running.forgive();
+                return Err(error);
+            }
+        };
+        whole_answer(running, keeping, |settled| {
+            let usage = Some(Some(usage::body(settled, self.include_cost)));
+            json_bytes(&Reply {
+                head: &self.head,
+                choices: &choices,
+                usage,
+                prompt_token_ids: None,
+            })
+        })
+        .await
+    }
+
+    async fn read(&self, running: &mut Choices) -> Result<Vec<TextChoice>, ApiError> {
         let count = u32::try_from(self.prompts.len()).unwrap_or(u32::MAX).saturating_mul(self.n);
         let mut choices: Vec<TextChoice> = (0..count).map(|i| self.empty(i)).collect();
         while let Some(piece) = running.next().await {
@@ -165,19 +200,17 @@ impl TextReply {
             match piece {
                 Piece::Prompt { prompt_logprobs } => self.add_prompt(choice, prompt_logprobs),
                 Piece::Delta { text, entries } => self.add_delta(choice, &text, &entries),
-                Piece::End { outcome, usage } => {
-                    choice.finish_reason = Some(finish_reason(outcome?));
-                    self.usage.add(index, usage);
-                }
+                Piece::End { outcome } => choice.finish_reason = Some(finish_reason(outcome?)),
             }
         }
-        let usage = Some(Some(self.usage.body()));
-        Ok(json(Reply { head: &self.head, choices: &choices, usage, prompt_token_ids: None }))
+        Ok(choices)
     }
 
     /// The data of an event. `usage` is given in the last one only.
-    fn event(&self, choices: &[TextChoice], usage: Option<UsageSum>) -> Result<String, ApiError> {
-        let usage = self.include_usage.then(|| usage.map(|usage| usage.body()));
+    fn event(&self, choices: &[TextChoice], usage: Option<&Settled>) -> Result<String, ApiError> {
+        let usage = self
+            .include_usage
+            .then(|| usage.map(|settled| usage::body(settled, self.include_cost)));
         let reply = Reply { head: &self.head, choices, usage, prompt_token_ids: None };
         serde_json::to_string(&reply).map_err(|e| ApiError::internal(format!("an event: {e}")))
     }
@@ -189,6 +222,9 @@ struct TextStream {
     /// `None` once the stream is over or broken; dropping it stops what still runs.
     choices: Option<Choices>,
     ready: VecDeque<String>,
+    transcript: Transcript,
+    /// The last events, once what they tell is durable.
+    ending: Option<(Settling, Vec<String>)>,
     _admission: Admission,
 }
 
@@ -204,24 +240,36 @@ impl TextStream {
                 self.reply.add_prompt(&mut choice, prompt_logprobs);
             }
             Piece::Delta { text, entries } => self.reply.add_delta(&mut choice, &text, &entries),
-            Piece::End { outcome, usage } => {
-                self.reply.usage.add(index, usage);
+            Piece::End { outcome } => {
                 choice.finish_reason = Some(finish_reason(outcome?));
                 choice.logprobs = None;
             }
         }
         let event = self.reply.event(&[choice], None)?;
+        self.transcript.event(&event);
         self.ready.push_back(event);
         Ok(())
     }
 
-    fn last_events(&mut self) -> Result<(), ApiError> {
-        if self.reply.include_usage {
-            let event = self.reply.event(&[], Some(self.reply.usage))?;
-            self.ready.push_back(event);
-        }
-        self.ready.push_back(sse::DONE.to_owned());
+    /// All choices have ended: posts what they used.
+    fn settle(&mut self) -> Result<(), ApiError> {
+        let Some(choices) = self.choices.take() else { return Ok(()) };
+        let mut last = Vec::new();
+        let settling = choices.settle(|settled| {
+            last = self.last_events(settled)?;
+            Ok(self.transcript.answer(&last))
+        })?;
+        self.ending = Some((settling, last));
         Ok(())
+    }
+
+    fn last_events(&self, settled: &Settled) -> Result<Vec<String>, ApiError> {
+        let mut last = Vec::new();
+        if self.reply.include_usage {
+            last.push(self.reply.event(&[], Some(settled))?);
+        }
+        last.push(sse::DONE.to_owned());
+        Ok(last)
     }
 }
 
@@ -231,13 +279,20 @@ impl EventSource for TextStream {
             if let Some(data) = self.ready.pop_front() {
                 return Some(data);
             }
+            if let Some((settling, last)) = &mut self.ending {
+                // Polled again where it was left, should this future be dropped.
+                let durable = settling.await;
+                self.ready.extend(match durable {
+                    Ok(()) => std::mem::take(last),
+                    Err(error) => vec![sse::error_data(&error)],
+                });
+                self.ending = None;
+                continue;
+            }
             let done = match self.choices.as_mut()?.next().await {
                 Some(Ok((index, piece))) => self.piece(index, piece),
                 Some(Err(error)) => Err(error),
-                None => {
-                    self.choices = None;
-                    self.last_events()
-                }
+                None => self.settle(),
             };
             if let Err(error) = done {
                 self.choices = None;

@@ -8,9 +8,14 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::extract::Request;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
 use futures_core::Stream;
 use futures_util::stream::SelectAll;
+use mintage_ledger::KeptAnswer;
+use mintage_ledger::limits::Standings;
 use mintage_model::{GenerateRequest, Priority, SubmitError, TokenId};
+use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::answer::{Choice, ChoiceOptions, Piece};
@@ -18,11 +23,14 @@ use crate::app::{Admission, App, Phase};
 use crate::auth::Caller;
 use crate::body::read_json;
 use crate::error::{ApiError, Fault};
+use crate::idempotency::{Form, Keeping};
+pub(super) use crate::metered::Settling;
 use crate::metered::{Meter, RequestFacts};
 use crate::openai::fields::shortened;
 use crate::openai::options::{Options, choice_seed};
 use crate::request_id::{RequestId, random_hex};
 use crate::served::{ModelSet, ServedModel};
+use crate::till::{Arrival, Settled, unix_ms};
 
 /// A request for tokens before its body was understood.
 pub(super) struct Incoming {
@@ -31,6 +39,8 @@ pub(super) struct Incoming {
     pub(super) request_id: String,
     pub(super) arrival: Instant,
     pub(super) body: axum::body::Bytes,
+    /// Where the answer is to be kept for repetitions.
+    pub(super) keeping: Option<Keeping>,
 }
 
 impl Incoming {
@@ -50,7 +60,8 @@ impl Incoming {
         let body =
             read_json(&parts.headers, body, limits.max_body_bytes, limits.body_timeout).await?;
         let request_id = request_id.unwrap_or_default();
-        Ok(Self { admission, caller, request_id, arrival, body })
+        let keeping = parts.extensions.get::<Keeping>().cloned();
+        Ok(Self { admission, caller, request_id, arrival, body, keeping })
     }
 }
 
@@ -77,6 +88,8 @@ pub(super) struct Job {
     pub(super) logprobs: Option<u8>,
     pub(super) prompt_logprobs: Option<u8>,
     pub(super) options: Options,
+    /// Dialect and route, for the record.
+    pub(super) protocol: &'static str,
 }
 
 impl Job {
@@ -132,17 +145,47 @@ impl Job {
         incoming: &Incoming,
         response_id: &str,
     ) -> Result<Choices, ApiError> {
+        let principal = &incoming.caller.principal;
+        if !principal.scopes.allows_model(&self.model.name) {
+            let message = format!("This key is not made for the model `{}`.", self.model.name);
+            let error = ApiError::new(Fault::Forbidden, "insufficient_scope", message);
+            return Err(ApiError { param: Some("model".to_owned()), ..error });
+        }
+        let limits: Vec<u32> = self
+            .prompts
+            .iter()
+            .map(|prompt| self.max_new_tokens(app, prompt.len()))
+            .collect::<Result<_, _>>()?;
+        let arrival = Arrival {
+            response_id: response_id.into(),
+            model: self.model.name.as_str().into(),
+            protocol: self.protocol,
+            prompt_tokens: self.prompts.iter().map(|prompt| prompt.len() as u64).sum(),
+            max_output_tokens: limits.iter().copied().max().unwrap_or(0).into(),
+            choices: u32::try_from(self.prompts.len())
+                .unwrap_or(u32::MAX)
+                .saturating_mul(self.options.n),
+        };
         let metrics = app.metrics.of(&self.model);
         let metrics = metrics.ok_or_else(|| ApiError::internal("a model without metrics"))?;
         let facts = RequestFacts {
             request_id: incoming.request_id.clone(),
             response_id: response_id.to_owned(),
-            principal: Arc::clone(&incoming.caller.principal),
+            principal: Arc::clone(principal),
             model: self.model.name.clone(),
             arrival: incoming.arrival,
             streamed: self.options.stream,
+            n: self.options.n,
         };
-        let meter = Meter::new(facts, metrics, app.settling.clone());
+        let admitted = app.till.admit(principal, &arrival).inspect_err(|error| {
+            app.metrics.refused(match error.fault {
+                Fault::Payment => "payment",
+                Fault::RateLimited => "rate_limit",
+                _ => "ledger",
+            });
+        })?;
+        let standings = admitted.standings;
+        let meter = Meter::new(facts, admitted, metrics, app.settling.clone());
         let options = ChoiceOptions {
             stops: self.options.stops.clone(),
             stop_token_ids: Arc::clone(&self.stop_token_ids),
@@ -152,8 +195,7 @@ impl Job {
         let base = self.base_request(app, incoming)?;
         let mut all = SelectAll::new();
         let mut index = 0;
-        for prompt in &self.prompts {
-            let max_new_tokens = self.max_new_tokens(app, prompt.len())?;
+        for (prompt, max_new_tokens) in self.prompts.iter().zip(limits) {
             for _ in 0..self.options.n {
                 let mut request = base.clone();
                 request.request_id = format!("{response_id}-{index}");
@@ -161,7 +203,8 @@ impl Job {
                 request.max_new_tokens = max_new_tokens;
                 request.sampling.seed = choice_seed(base.sampling.seed, index);
                 let events =
-                    meter.submit(self.model.engine.as_ref(), request).map_err(|error| {
+                    meter.submit(self.model.engine.as_ref(), index, request).map_err(|error| {
+                        meter.forgive();
                         if matches!(error, SubmitError::QueueFull { .. }) {
                             app.metrics.refused("queue_full");
                         }
@@ -172,7 +215,7 @@ impl Job {
                 index += 1;
             }
         }
-        Ok(Choices { all, ending: app.phase.subscribe() })
+        Ok(Choices { all, meter, standings, ending: app.phase.subscribe() })
     }
 
     /// What all choices share.
@@ -201,6 +244,9 @@ impl Job {
 /// The running choices of one request, as one stream of pieces.
 pub(super) struct Choices {
     all: SelectAll<Choice>,
+    meter: Meter,
+    /// How the tightest limits stood when the request was let in.
+    pub(super) standings: Standings,
     ending: watch::Receiver<Phase>,
 }
 
@@ -220,7 +266,44 @@ impl Choices {
     }
 }
 
-/// `chatcmpl-…`, `cmpl-…`: unique, whatever request id the client chose.
+impl Choices {
+    /// Posts what the choices used, once all have ended.
+    pub(super) fn settle(
+        &self,
+        answer: impl FnOnce(&Settled) -> Result<Option<KeptAnswer>, ApiError>,
+    ) -> Result<Settling, ApiError> {
+        self.meter.settle(answer)
+    }
+
+    /// The client gets an error instead of an answer: it costs nothing.
+    pub(super) fn forgive(&self) {
+        self.meter.forgive();
+    }
+}
+
+/// An answer that is sent as a whole: settled, then sent. `body` writes it.
+pub(super) async fn whole_answer(
+    choices: Choices,
+    keeping: Option<&Keeping>,
+    body: impl FnOnce(&Settled) -> Result<Vec<u8>, ApiError>,
+) -> Result<Response, ApiError> {
+    let mut bytes = Vec::new();
+    let settling = choices.settle(|settled| {
+        bytes = body(settled)?;
+        Ok(keeping.and_then(|keeping| keeping.answer(Form::Json, &bytes)))
+    })?;
+    settling.await?;
+    let json = HeaderValue::from_static("application/json");
+    Ok(([(header::CONTENT_TYPE, json)], bytes).into_response())
+}
+
+/// JSON that we made ourselves.
+pub(super) fn json_bytes(value: &impl Serialize) -> Result<Vec<u8>, ApiError> {
+    serde_json::to_vec(value).map_err(|e| ApiError::internal(format!("an answer: {e}")))
+}
+
+/// `chatcmpl-…`, `cmpl-…`: unique, whatever request id the client chose; later ones are greater, which keeps an index
+/// over them small.
 pub(super) fn response_id(prefix: &str) -> String {
-    format!("{prefix}-{}", random_hex())
+    format!("{prefix}-{:012x}{}", unix_ms(), random_hex())
 }

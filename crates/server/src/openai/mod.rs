@@ -16,6 +16,7 @@ mod completion_request;
 mod completions;
 mod fields;
 mod generate;
+mod generation;
 mod messages;
 mod models;
 mod options;
@@ -25,4 +26,5 @@ mod wire;
 
 pub(crate) use chat::chat;
 pub(crate) use completions::completions;
+pub(crate) use generation::generation;
 pub(crate) use models::{get_model, list_models};

@@ -19,6 +19,8 @@ pub(super) struct Options {
     pub(super) n: u32,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
+    /// Tell what it cost.
+    pub(super) include_cost: bool,
     pub(super) stops: Vec<String>,
     pub(super) stop_token_ids: Vec<TokenId>,
     pub(super) ignore_eos: bool,
@@ -41,10 +43,12 @@ impl Options {
         let max_choices = i64::try_from(limits.max_choices).unwrap_or(i64::MAX);
         let n = fields.integer("n", 1..=max_choices)?.unwrap_or(1);
         let stream = fields.bool("stream", Null::Absent)?.unwrap_or(false);
+        let include_cost = take_usage(fields)?;
         Ok(Self {
             n: u32::try_from(n).unwrap_or(1),
             stream,
-            include_usage: take_stream_options(fields, stream)?,
+            include_usage: take_stream_options(fields, stream)? || (stream && include_cost),
+            include_cost,
             stops: take_stops(fields)?,
             stop_token_ids: take_stop_token_ids(fields)?,
             ignore_eos: fields.bool("ignore_eos", Null::Absent)?.unwrap_or(false),
@@ -133,6 +137,15 @@ fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiErr
     }
     options.finish()?;
     Ok(include_usage)
+}
+
+/// `usage: {"include": true}`, as OpenRouter has it: usage with its cost, in streams too.
+fn take_usage(fields: &mut Fields) -> Result<bool, ApiError> {
+    let Some(value) = fields.take("usage", Null::Absent) else { return Ok(false) };
+    let mut options = Fields::object(value, "usage")?;
+    let include = options.bool("include", Null::Refused)?.unwrap_or(false);
+    options.finish()?;
+    Ok(include)
 }
 
 fn take_stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {

@@ -1,42 +1,34 @@
-//! Adding up the usage of a request's choices, as the client sees it.
-//!
-//! A prompt that `n` choices share is counted once, with what its first choice found in the cache; sampled tokens are
-//! counted for each choice. The counts are the engine's own.
+//! A settled request's usage, as the client sees it: the very numbers of the record.
 
-use mintage_model::Usage;
+use mintage_ledger::Amount;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use crate::openai::wire::{PromptDetails, UsageBody};
+use crate::till::Settled;
 
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct UsageSum {
-    n: u32,
-    prompt_tokens: u32,
-    cached_tokens: u32,
-    completion_tokens: u32,
+/// Money as a JSON number with all its decimals: no float on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cost(pub(super) Amount);
+
+impl Serialize for Cost {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        RawValue::from_string(self.0.to_string())
+            .map_err(serde::ser::Error::custom)?
+            .serialize(serializer)
+    }
 }
 
-impl UsageSum {
-    /// For requests of `n` choices for each prompt.
-    pub(super) fn new(n: u32) -> Self {
-        Self { n: n.max(1), ..Self::default() }
-    }
-
-    /// A choice ended.
-    pub(super) fn add(&mut self, index: u32, usage: Usage) {
-        if index.is_multiple_of(self.n) {
-            self.prompt_tokens = self.prompt_tokens.saturating_add(usage.prompt_tokens);
-            self.cached_tokens = self.cached_tokens.saturating_add(usage.cached_tokens);
-        }
-        self.completion_tokens = self.completion_tokens.saturating_add(usage.output_tokens);
-    }
-
-    pub(super) fn body(&self) -> UsageBody {
-        UsageBody {
-            prompt_tokens: self.prompt_tokens,
-            completion_tokens: self.completion_tokens,
-            total_tokens: self.prompt_tokens.saturating_add(self.completion_tokens),
-            prompt_tokens_details: PromptDetails { cached_tokens: self.cached_tokens },
-        }
+/// `with_cost` where the request asked for it.
+pub(super) fn body(settled: &Settled, with_cost: bool) -> UsageBody {
+    let count = |tokens: u64| u32::try_from(tokens).unwrap_or(u32::MAX);
+    let usage = &settled.usage;
+    UsageBody {
+        prompt_tokens: count(usage.prompt()),
+        completion_tokens: count(usage.completion()),
+        total_tokens: count(usage.total()),
+        prompt_tokens_details: PromptDetails { cached_tokens: count(usage.cached_input) },
+        cost: settled.cost.filter(|_| with_cost).map(|(amount, _)| Cost(amount)),
     }
 }
 
@@ -45,21 +37,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shared_prompt_counts_once() {
-        let usage = |cached_tokens, output_tokens| Usage {
-            prompt_tokens: 10,
-            cached_tokens,
-            output_tokens,
-        };
-        // Two prompts, two choices each, ending in any order.
-        let mut sum = UsageSum::new(2);
-        for (index, usage) in
-            [(1, usage(9, 1)), (0, usage(4, 2)), (3, usage(9, 3)), (2, usage(0, 4))]
-        {
-            sum.add(index, usage);
+    fn money_is_written_exactly() {
+        for text in ["0", "12.5", "0.000000000001", "9223372.036854775807"] {
+            let amount: Amount = text.parse().unwrap();
+            assert_eq!(serde_json::to_string(&Cost(amount)).unwrap(), text);
         }
-        let body = sum.body();
-        assert_eq!((body.prompt_tokens, body.completion_tokens, body.total_tokens), (20, 10, 30));
-        assert_eq!(body.prompt_tokens_details.cached_tokens, 4);
     }
 }

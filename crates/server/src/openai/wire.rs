@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::answer::{EndReason, TokenEntry};
+use crate::openai::usage::Cost;
 
 /// Names the program that answered.
 pub(super) const FINGERPRINT: &str = concat!("mintage-", env!("CARGO_PKG_VERSION"));
@@ -19,12 +20,15 @@ pub(super) struct Head {
     pub(super) system_fingerprint: &'static str,
 }
 
-#[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct UsageBody {
     pub(super) prompt_tokens: u32,
     pub(super) completion_tokens: u32,
     pub(super) total_tokens: u32,
     pub(super) prompt_tokens_details: PromptDetails,
+    /// As OpenRouter has it, where asked for: in the price list's currency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cost: Option<Cost>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]

@@ -4,12 +4,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mintage_ledger::{DirectoryStore, NewKey};
+use mintage_ledger::limits::Calendar;
+use mintage_ledger::{
+    Amount, Ask, Currency, DirectoryStore, Ledger, NewKey, Quote, Rating, TokenUsage, UNLIMITED,
+    UsageFilter, UsageRecord,
+};
 use mintage_model::{
     Engine, EngineInfo, GenerateRequest, GenerationDefaults, GgufVocabulary, Script,
     ScriptedEngine, SubmitError, TextModel, Tokenizer,
 };
-use mintage_server::{Access, ServedModel, Server, ServerConfig};
+use mintage_server::{Access, Billing, ServedModel, Server, ServerConfig};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -28,6 +32,10 @@ pub(crate) struct House {
     pub(crate) key: String,
     pub(crate) engine: Arc<ScriptedEngine>,
     pub(crate) keys: Arc<DirectoryStore>,
+    pub(crate) ledger: Arc<Ledger>,
+    /// Of `key`.
+    pub(crate) organisation: String,
+    pub(crate) project: String,
     shutdown: Option<oneshot::Sender<()>>,
     running: tokio::task::JoinHandle<()>,
     _folder: tempfile::TempDir,
@@ -72,7 +80,20 @@ pub(crate) async fn start_with(
         created_unix: 1_700_000_000,
         defaults: GenerationDefaults { eos: vec![END], ..GenerationDefaults::default() },
     };
-    let server = Server::bind(config, vec![model], Access::Keys(Arc::clone(&keys))).unwrap();
+    let ledger = Arc::new(Ledger::open(&folder.path().join("ledger")).unwrap());
+    ledger
+        .credit_line("test", &project.organisation, Currency::CNY, UNLIMITED)
+        .unwrap()
+        .await
+        .unwrap();
+    let rating: Arc<dyn Rating> = Arc::new(Flat);
+    let billing = Billing {
+        ledger: Arc::clone(&ledger),
+        prices: Arc::new(move |_: &str, _: u64| Some(Arc::clone(&rating))),
+        calendar: Calendar::default(),
+    };
+    let access = Access::Keys(Arc::clone(&keys));
+    let server = Server::bind(config, vec![model], access, Some(billing)).unwrap();
     let address = server.local_addr();
     let (shutdown, signal) = oneshot::channel();
     let running = tokio::spawn(server.run(async {
@@ -83,9 +104,48 @@ pub(crate) async fn start_with(
         key: key.secret.expose().to_owned(),
         engine,
         keys,
+        ledger,
+        organisation: project.organisation,
+        project: project.id,
         shutdown: Some(shutdown),
         running,
         _folder: folder,
+    }
+}
+
+/// A price list with one price a class of tokens.
+pub(crate) struct Flat;
+
+pub(crate) const INPUT_PICO: i128 = 100;
+pub(crate) const CACHED_PICO: i128 = 10;
+pub(crate) const OUTPUT_PICO: i128 = 1000;
+
+/// What this usage costs by [`Flat`].
+pub(crate) fn price(usage: &TokenUsage) -> Amount {
+    Amount::from_pico(
+        i128::from(usage.input) * INPUT_PICO
+            + i128::from(usage.cached_input) * CACHED_PICO
+            + i128::from(usage.completion()) * OUTPUT_PICO,
+    )
+}
+
+impl Rating for Flat {
+    fn version(&self) -> Arc<str> {
+        "flat-1".into()
+    }
+
+    fn currency(&self) -> Currency {
+        Currency::CNY
+    }
+
+    fn quote(&self, ask: &Ask, _free_left: u64) -> Option<Quote> {
+        let output = ask.max_output_tokens * u64::from(ask.n);
+        let most = TokenUsage { input: ask.prompt_tokens, output, ..TokenUsage::default() };
+        Some(Quote { amount: price(&most), free_tokens: 0 })
+    }
+
+    fn rate(&self, _ask: &Ask, usage: &TokenUsage, _free: u64) -> Option<Quote> {
+        Some(Quote { amount: price(usage), free_tokens: 0 })
     }
 }
 
@@ -176,6 +236,68 @@ impl House {
 
     pub(crate) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// All usage records, by id.
+    pub(crate) async fn records(&self) -> std::collections::BTreeMap<String, UsageRecord> {
+        let ledger = Arc::clone(&self.ledger);
+        let read = move || ledger.usage(&UsageFilter::default()).unwrap();
+        let records = tokio::task::spawn_blocking(read).await.unwrap();
+        records.into_iter().map(|(_, record)| (record.facts.id.to_string(), record)).collect()
+    }
+
+    /// Waits until no hold is open and `count` records are durable, and holds sums to each other.
+    pub(crate) async fn settled(
+        &self,
+        count: usize,
+    ) -> std::collections::BTreeMap<String, UsageRecord> {
+        let start = std::time::Instant::now();
+        loop {
+            let records = self.records().await;
+            if records.len() >= count && self.ledger.open_holds() == 0 {
+                assert_eq!(records.len(), count, "{records:?}");
+                let posted: Amount = records.values().map(|record| record.amount).sum();
+                let balance = self.ledger.balance(&self.organisation, Currency::CNY);
+                assert_eq!(balance.held, Amount::ZERO);
+                assert_eq!(balance.balance.pico(), -posted.pico(), "one organisation spends");
+                for record in records.values() {
+                    assert_eq!(record.amount, price(&record.usage));
+                }
+                return records;
+            }
+            assert!(start.elapsed() < PATIENCE, "{} records of {count}", records.len());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// A key of another organisation that may spend without limit: its text.
+    pub(crate) async fn stranger(&self) -> String {
+        let project = self.keys.ensure_tenant("stranger", 0).unwrap();
+        let (id, org) = ("stranger", project.organisation.as_str());
+        self.ledger.credit_line(id, org, Currency::CNY, UNLIMITED).unwrap().await.unwrap();
+        let key = self.keys.create_key(NewKey::of_project("test", &project.id), 0).unwrap();
+        key.secret.expose().to_owned()
+    }
+
+    /// The same server, asked with another key.
+    pub(crate) async fn post_with(
+        &self,
+        key: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Reply {
+        let request = self.request("POST", path, &with_model(body.clone()).to_string());
+        let mut extra = String::new();
+        for (name, value) in headers {
+            extra += &format!("{name}: {value}\r\n");
+        }
+        let request = request.replace(&self.key, key).replacen("\r\n", &format!("\r\n{extra}"), 1);
+        self.send(&request).await
+    }
+
+    pub(crate) async fn get_with(&self, key: &str, path: &str) -> Reply {
+        self.send(&self.request("GET", path, "").replace(&self.key, key)).await
     }
 
     /// Begins the drain.

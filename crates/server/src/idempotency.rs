@@ -1,0 +1,231 @@
+//! `Idempotency-Key`: a request that is sent again is answered again, not computed and not billed again.
+//!
+//! The key belongs to a project and a route. The answer is kept in the transaction that posts its cost, so there is no
+//! moment at which one is there without the other. A keyed request runs on when its client goes away: the key says that
+//! it will come back for the answer. Answers that are errors, or longer than [`MAX_KEPT_BYTES`], are not kept: then the
+//! request runs again.
+//!
+//! Not here: what answers say. Invariant: while a keyed request runs, the same key runs no second one.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures_util::{StreamExt, stream};
+use mintage_ledger::{Answering, Begin, KeptAnswer, Ledger, LedgerError};
+use sha2::{Digest, Sha256};
+use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::body::read_json;
+use crate::error::{ApiError, Fault};
+use crate::sse;
+use crate::till::unix_ms;
+
+const HEADER: &str = "idempotency-key";
+/// Says that an answer is a repetition.
+const REPLAYED: &str = "idempotent-replayed";
+const MAX_KEY_CHARS: usize = 255;
+/// The longest answer that is kept.
+const MAX_KEPT_BYTES: usize = 4 << 20;
+/// How long answers are kept.
+const KEPT_MS: u64 = 24 * 3_600_000;
+/// Frames on their way to a client that may go away.
+const FRAMES: usize = 16;
+
+/// How an answer is sent: the first byte of what is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Json,
+    Events,
+}
+
+impl Form {
+    fn tag(self) -> u8 {
+        match self {
+            Self::Json => b'j',
+            Self::Events => b's',
+        }
+    }
+}
+
+/// Where the answer of a keyed request goes. While one lives, the key is taken.
+#[derive(Clone)]
+pub(crate) struct Keeping(Arc<Place>);
+
+struct Place {
+    scope: Arc<str>,
+    key: Arc<str>,
+    body_digest: [u8; 32],
+    #[expect(dead_code, reason = "held for its drop")]
+    answering: Answering,
+}
+
+impl Keeping {
+    /// What is kept of an answer; `None` where it is too long.
+    pub(crate) fn answer(&self, form: Form, body: &[u8]) -> Option<KeptAnswer> {
+        if body.len() > MAX_KEPT_BYTES {
+            return None;
+        }
+        let mut answer = Vec::with_capacity(body.len() + 1);
+        answer.push(form.tag());
+        answer.extend_from_slice(body);
+        Some(KeptAnswer {
+            scope: Arc::clone(&self.0.scope),
+            key: Arc::clone(&self.0.key),
+            body_digest: self.0.body_digest,
+            answer,
+            expires_ms: unix_ms().saturating_add(KEPT_MS),
+        })
+    }
+}
+
+/// The events of a stream as they are sent, where they are to be kept.
+pub(crate) struct Transcript {
+    keeping: Option<Keeping>,
+    bytes: Vec<u8>,
+}
+
+impl Transcript {
+    pub(crate) fn new(keeping: Option<Keeping>) -> Self {
+        Self { keeping, bytes: Vec::new() }
+    }
+
+    /// Another event is sent.
+    pub(crate) fn event(&mut self, data: &str) {
+        // A little beyond the limit tells that it was exceeded.
+        if self.keeping.is_some() && self.bytes.len() <= MAX_KEPT_BYTES {
+            self.bytes.extend_from_slice(&sse::frame(data));
+        }
+    }
+
+    /// All that was and will be sent, `last` being the events to come.
+    pub(crate) fn answer(&self, last: &[String]) -> Option<KeptAnswer> {
+        let keeping = self.keeping.as_ref()?;
+        let mut bytes = self.bytes.clone();
+        for data in last {
+            bytes.extend_from_slice(&sse::frame(data));
+        }
+        keeping.answer(Form::Events, &bytes)
+    }
+}
+
+/// The layer of routes that compute. It stands inside of authentication.
+pub(crate) async fn layer(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let Some(ledger) = app.till.ledger().cloned() else { return next.run(request).await };
+    if request.method() != Method::POST || !request.headers().contains_key(HEADER) {
+        return next.run(request).await;
+    }
+    keyed(&app, &ledger, request, next).await.unwrap_or_else(IntoResponse::into_response)
+}
+
+async fn keyed(
+    app: &Arc<App>,
+    ledger: &Arc<Ledger>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let key = read_key(&request)?;
+    let (mut parts, body) = request.into_parts();
+    let caller = parts.extensions.get::<Caller>();
+    let project = caller.map(|caller| caller.project().to_owned()).unwrap_or_default();
+    let route = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
+    let limits = &app.limits;
+    let body = read_json(&parts.headers, body, limits.max_body_bytes, limits.body_timeout).await?;
+    let scope: Arc<str> = format!("{project} {route}").into();
+    let body_digest: [u8; 32] = Sha256::digest(&body).into();
+    match begin(ledger, &scope, &key, body_digest).await? {
+        Begin::Again(answer) => Ok(replay(answer)),
+        Begin::InFlight => Err(ApiError::new(
+            Fault::Conflict,
+            "idempotency_key_in_use",
+            "A request with this Idempotency-Key is being answered. Please try again.",
+        )),
+        Begin::OtherBody => Err(ApiError::new(
+            Fault::Unprocessable,
+            "idempotency_key_reused",
+            "This Idempotency-Key was used for a request with another body. Use a new key.",
+        )),
+        Begin::First(answering) => {
+            let keeping = Keeping(Arc::new(Place { scope, key, body_digest, answering }));
+            parts.extensions.insert(keeping.clone());
+            let request = Request::from_parts(parts, Body::from(body));
+            run_on(app, request, next, keeping).await
+        }
+    }
+}
+
+fn read_key(request: &Request) -> Result<Arc<str>, ApiError> {
+    let mut values = request.headers().get_all(HEADER).iter();
+    let key = values.next().and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let well_formed = (1..=MAX_KEY_CHARS).contains(&key.len()) && values.next().is_none();
+    if well_formed {
+        return Ok(key.into());
+    }
+    Err(ApiError::new(
+        Fault::Invalid,
+        "invalid_idempotency_key",
+        format!("An Idempotency-Key has 1 to {MAX_KEY_CHARS} visible ASCII characters."),
+    ))
+}
+
+/// The store is asked, which may read the disk.
+async fn begin(
+    ledger: &Arc<Ledger>,
+    scope: &Arc<str>,
+    key: &Arc<str>,
+    body_digest: [u8; 32],
+) -> Result<Begin, ApiError> {
+    let (ledger, scope, key) = (Arc::clone(ledger), Arc::clone(scope), Arc::clone(key));
+    let begin = move || ledger.begin(&scope, &key, body_digest, unix_ms());
+    let begun = tokio::task::spawn_blocking(begin).await;
+    let begun = begun.map_err(|e| ApiError::internal(format!("looking up a key failed: {e}")))?;
+    begun.map_err(|error: LedgerError| ApiError::internal(error.to_string()))
+}
+
+/// Runs the request in a task of its own, so that it ends whoever still listens.
+async fn run_on(
+    app: &Arc<App>,
+    request: Request,
+    next: Next,
+    keeping: Keeping,
+) -> Result<Response, ApiError> {
+    let (answered, answer) = oneshot::channel();
+    let run = async move {
+        let (parts, body) = next.run(request).await.into_parts();
+        let (frames, received) = mpsc::channel::<Result<Bytes, axum::Error>>(FRAMES);
+        let received = stream::unfold(received, |mut received| async move {
+            received.recv().await.map(|frame| (frame, received))
+        });
+        let mut listening =
+            answered.send(Response::from_parts(parts, Body::from_stream(received))).is_ok();
+        let mut body = body.into_data_stream();
+        while let Some(frame) = body.next().await {
+            listening = listening && frames.send(frame).await.is_ok();
+        }
+        drop(keeping);
+    };
+    app.settling.spawn(run.instrument(tracing::Span::current()));
+    answer.await.map_err(|_| ApiError::internal("a keyed request ended without an answer"))
+}
+
+/// The same answer again.
+fn replay(mut answer: Vec<u8>) -> Response {
+    let is_events = answer.first() == Some(&Form::Events.tag());
+    if !answer.is_empty() {
+        answer.remove(0);
+    }
+    let mut response = if is_events {
+        (sse::headers(), Body::from(answer)).into_response()
+    } else {
+        let json = HeaderValue::from_static("application/json");
+        (StatusCode::OK, [(header::CONTENT_TYPE, json)], answer).into_response()
+    };
+    response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    response
+}

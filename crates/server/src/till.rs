@@ -1,0 +1,339 @@
+//! Admission and settlement: limits, budgets and the ledger's hold as one step before a request, one posting after it.
+//!
+//! Invariants: limits, budgets and money admit together or not at all, under the ledger's lock; whatever was admitted
+//! is settled or voided exactly once; what is settled is what was used, whatever was reserved.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use mintage_ledger::limits::{
+    self, BudgetEffect, BudgetReached, Calendar, Level, LimitRefusal, Limiter, Now, Pass,
+    Standings, Used,
+};
+use mintage_ledger::{
+    Admission, AdmitError, Amount, Ask, Currency, Hold, KeptAnswer, Ledger, Message, Outcome,
+    Payer, Pending, Principal, Quote, Rating, Receipt, Refusal, RequestFacts, Together, TokenUsage,
+    UsageFilter,
+};
+
+use crate::error::{ApiError, Fault};
+
+/// The price of a model, by name, for requests admitted at a time (ms since 1970); `None` where it has none.
+pub type PriceSource = dyn Fn(&str, u64) -> Option<Arc<dyn Rating>> + Send + Sync;
+
+/// How requests are paid for.
+#[derive(Clone)]
+pub struct Billing {
+    /// Where it is written down.
+    pub ledger: Arc<Ledger>,
+    /// What it costs.
+    pub prices: Arc<PriceSource>,
+    /// When days and months of budgets begin.
+    pub calendar: Calendar,
+}
+
+/// What is known of a request when it asks to be let in.
+pub(crate) struct Arrival {
+    pub(crate) response_id: Arc<str>,
+    pub(crate) model: Arc<str>,
+    pub(crate) protocol: &'static str,
+    pub(crate) prompt_tokens: u64,
+    /// Of each choice, at most.
+    pub(crate) max_output_tokens: u64,
+    pub(crate) choices: u32,
+}
+
+/// The counters and the ledger.
+pub(crate) struct Till {
+    billing: Option<Billing>,
+    limiter: Arc<Mutex<Limiter>>,
+    start: Instant,
+}
+
+/// A request that was let in; settle it or void it.
+pub(crate) struct Admitted {
+    hold: Option<Hold>,
+    /// `None` once given back.
+    pass: Option<Pass>,
+    principal: Arc<Principal>,
+    model: Arc<str>,
+    limiter: Arc<Mutex<Limiter>>,
+    start: Instant,
+    ledger: Option<Arc<Ledger>>,
+    /// How the tightest limits stand, for headers.
+    pub(crate) standings: Standings,
+}
+
+/// What a request came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Settled {
+    pub(crate) usage: TokenUsage,
+    /// What was posted; `None` where nothing is billed here.
+    pub(crate) cost: Option<(Amount, Currency)>,
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn now(start: Instant) -> Now {
+    let monotonic_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Now { monotonic_ms, unix_ms: unix_ms() }
+}
+
+fn lock(limiter: &Mutex<Limiter>) -> MutexGuard<'_, Limiter> {
+    limiter.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Till {
+    /// With `billing`, budgets go on where the records of this month stand.
+    /// `lineage` tells under which id a key's counters lie.
+    pub(crate) fn new(billing: Option<Billing>, lineage: impl Fn(&Arc<str>) -> Arc<str>) -> Self {
+        let calendar = billing.as_ref().map(|billing| billing.calendar).unwrap_or_default();
+        let mut limiter = Limiter::new(calendar);
+        if let Some(billing) = &billing {
+            remember(&mut limiter, billing, lineage);
+        }
+        Self { billing, limiter: Arc::new(Mutex::new(limiter)), start: Instant::now() }
+    }
+
+    pub(crate) fn ledger(&self) -> Option<&Arc<Ledger>> {
+        self.billing.as_ref().map(|billing| &billing.ledger)
+    }
+
+    /// Lets a request in, or says why not. Takes microseconds; waits for nothing.
+    pub(crate) fn admit(
+        &self,
+        principal: &Arc<Principal>,
+        arrival: &Arrival,
+    ) -> Result<Admitted, ApiError> {
+        let now = now(self.start);
+        let output = arrival.max_output_tokens.saturating_mul(arrival.choices.into());
+        let mut passed = None;
+        let mut gate = |quote: &Quote| -> Result<(), Box<LimitRefusal>> {
+            let ask = limits::Ask {
+                model: &arrival.model,
+                tokens: arrival.prompt_tokens.saturating_add(output),
+                amount: quote.amount,
+            };
+            let mut limiter = lock(&self.limiter);
+            limiter.check(now, &principal.parties, ask)?;
+            let pass = limiter.take(now, &principal.parties, ask);
+            let standings = limiter.standings(now, &principal.parties, &arrival.model);
+            passed = Some((pass, standings));
+            Ok(())
+        };
+        let hold = match &self.billing {
+            None => gate(&Quote::default()).map(|()| None).map_err(AdmitError::Gate),
+            Some(billing) => {
+                let rating = (billing.prices)(&arrival.model, now.unix_ms)
+                    .ok_or_else(|| no_price(&arrival.model))?;
+                let admission = admission(principal, arrival, rating, now.unix_ms);
+                billing.ledger.admit(admission, gate).map(Some)
+            }
+        };
+        let hold = hold.map_err(|error| refused(error, &arrival.model))?;
+        let (pass, standings) =
+            passed.ok_or_else(|| ApiError::internal("admitted without passing the gate"))?;
+        Ok(Admitted {
+            hold,
+            pass: Some(pass),
+            principal: Arc::clone(principal),
+            model: Arc::clone(&arrival.model),
+            limiter: Arc::clone(&self.limiter),
+            start: self.start,
+            ledger: self.ledger().cloned(),
+            standings,
+        })
+    }
+}
+
+fn admission(
+    principal: &Principal,
+    arrival: &Arrival,
+    rating: Arc<dyn Rating>,
+    admitted_ms: u64,
+) -> Admission {
+    let none: Arc<str> = Arc::from("");
+    Admission {
+        facts: RequestFacts {
+            id: Arc::clone(&arrival.response_id),
+            payer: Payer {
+                org: Arc::clone(&principal.organisation),
+                project: principal.project.clone().unwrap_or_else(|| Arc::clone(&none)),
+                key: Arc::clone(&principal.key),
+            },
+            model: Arc::clone(&arrival.model),
+            protocol: Arc::from(arrival.protocol),
+            arrival_ms: admitted_ms,
+            ..RequestFacts::default()
+        },
+        ask: Ask {
+            prompt_tokens: arrival.prompt_tokens,
+            max_output_tokens: arrival.max_output_tokens,
+            n: arrival.choices,
+            batch: false,
+            admitted_ms,
+        },
+        rating,
+    }
+}
+
+fn no_price(model: &str) -> ApiError {
+    ApiError::new(
+        Fault::Overloaded,
+        "no_price",
+        format!("The model `{model}` has no price in force, so it is not sold for now."),
+    )
+}
+
+fn refused(error: AdmitError<Box<LimitRefusal>>, model: &str) -> ApiError {
+    match error {
+        AdmitError::Gate(refusal) => ApiError::limited(&refusal),
+        AdmitError::NoPrice => no_price(model),
+        AdmitError::Refused(
+            refusal @ (Refusal::InsufficientBalance { .. } | Refusal::InsufficientQuota),
+        ) => ApiError::no_money(sentence(&refusal.to_string())),
+        AdmitError::Refused(refusal) => {
+            ApiError::internal(format!("the ledger refused: {refusal}"))
+        }
+        AdmitError::Unavailable(trouble) => unavailable(&trouble),
+    }
+}
+
+/// Our capacity: the ledger takes nothing for now.
+pub(crate) fn unavailable(trouble: &mintage_ledger::Unavailable) -> ApiError {
+    ApiError {
+        log: Some(trouble.to_string()),
+        ..ApiError::new(
+            Fault::Overloaded,
+            "ledger_unavailable",
+            "The server cannot account for requests at the moment. Please try again.",
+        )
+    }
+}
+
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(chars).chain(std::iter::once('.')).collect()
+    })
+}
+
+/// Feeds this month's records into the budgets.
+fn remember(limiter: &mut Limiter, billing: &Billing, lineage: impl Fn(&Arc<str>) -> Arc<str>) {
+    let now_ms = unix_ms();
+    let month = limits::Period::Month;
+    let begin =
+        |ms: u64| billing.calendar.number(month, ms) == billing.calendar.number(month, now_ms);
+    // A month has at most 31 days.
+    let from_ms = now_ms.saturating_sub(31 * 86_400_000);
+    let mut filter = UsageFilter { from_ms, ..UsageFilter::default() };
+    loop {
+        let page = match billing.ledger.usage(&filter) {
+            Ok(page) => page,
+            Err(error) => {
+                tracing::error!(%error, "budgets begin anew: past usage cannot be read");
+                return;
+            }
+        };
+        let Some((last, _)) = page.last() else { return };
+        filter.after = *last;
+        for (_, record) in &page {
+            let facts = &record.facts;
+            if !begin(facts.arrival_ms) {
+                continue;
+            }
+            let parties = [
+                (Level::Organisation, Arc::clone(&facts.payer.org)),
+                (Level::Project, Arc::clone(&facts.payer.project)),
+                (Level::Key, lineage(&facts.payer.key)),
+            ];
+            let used = Used { tokens: record.usage.total(), amount: record.amount };
+            limiter.remember(facts.arrival_ms, &parties, &facts.model, used);
+        }
+    }
+}
+
+impl Admitted {
+    /// What the client has been sent so far, for the journal.
+    pub(crate) fn progress(&mut self, usage: TokenUsage) {
+        if let Some(hold) = &mut self.hold {
+            hold.progress(usage);
+        }
+    }
+
+    /// What `usage` costs, were it settled now.
+    pub(crate) fn preview(&self, usage: TokenUsage) -> Settled {
+        let cost = self.hold.as_ref().map(|hold| hold.preview(&usage));
+        Settled { usage, cost }
+    }
+
+    /// Posts `usage`. It stands when this returns; durable when what it returns resolves.
+    pub(crate) fn settle(
+        mut self,
+        usage: TokenUsage,
+        outcome: Outcome,
+        answer: Option<KeptAnswer>,
+    ) -> Option<Pending<Receipt>> {
+        let settled = self.preview(usage);
+        let amount = settled.cost.map_or(Amount::ZERO, |(amount, _)| amount);
+        let used = Used { tokens: usage.total(), amount };
+        let mut messages = Vec::new();
+        if let Some(pass) = self.pass.take() {
+            let parties = &self.principal.parties;
+            let reached =
+                lock(&self.limiter).settle(now(self.start), parties, &self.model, pass, used);
+            messages.extend(reached.iter().map(|r| message(r, &self.principal.organisation)));
+        }
+        let (Some(hold), Some(ledger)) = (self.hold.take(), &self.ledger) else {
+            return None;
+        };
+        let together = Together { messages, answer };
+        Some(ledger.settle(hold, usage, outcome, together))
+    }
+
+    /// Bills nothing, and counts nothing.
+    pub(crate) fn void(mut self) {
+        self.give_back();
+    }
+
+    fn give_back(&mut self) {
+        if let Some(pass) = self.pass.take() {
+            lock(&self.limiter).cancel(now(self.start), pass);
+        }
+        if let (Some(hold), Some(ledger)) = (self.hold.take(), &self.ledger) {
+            ledger.void(hold);
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+/// Tells of a budget that was used up.
+fn message(reached: &BudgetReached, organisation: &str) -> Message {
+    let limit = match reached.limit {
+        limits::BudgetLimit::Money(amount) => serde_json::json!({"money": amount.to_string()}),
+        limits::BudgetLimit::Tokens(tokens) => serde_json::json!({"tokens": tokens}),
+    };
+    let body = serde_json::json!({
+        "organisation": organisation,
+        "level": reached.level.as_str(),
+        "party": &*reached.party,
+        "model": reached.model,
+        "period": reached.period.as_str(),
+        "limit": limit,
+        "hard": reached.effect == BudgetEffect::Hard,
+    });
+    Message {
+        topic: Arc::from("budget.reached"),
+        body: body.to_string().into_bytes(),
+        due_ms: unix_ms(),
+    }
+}
