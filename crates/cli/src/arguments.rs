@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::command::{
-    bench, chat, completions, keys, list, perplexity, pull, rm, serve, show, tokenize, up,
+    bench, chat, completions, keys, ledger, list, perplexity, pull, rm, serve, show, tokenize, up,
 };
 use crate::config::{LogFormat, LogLevel, Settings};
 use crate::logging;
@@ -105,6 +105,7 @@ enum Command {
     Show(show::ShowArgs),
     Rm(rm::RmArgs),
     Keys(keys::KeysArgs),
+    Ledger(ledger::LedgerArgs),
     Perplexity(perplexity::PerplexityArgs),
     Tokenize(tokenize::TokenizeArgs),
     Bench(bench::BenchArgs),
@@ -128,6 +129,7 @@ impl Cli {
             Command::Show(args) => show::run(&settings, &args),
             Command::Rm(args) => rm::run(&settings, &args),
             Command::Keys(args) => keys::run(&settings, &args),
+            Command::Ledger(args) => ledger::run(&settings, &args),
             Command::Perplexity(args) => perplexity::run(settings, &args),
             Command::Tokenize(args) => tokenize::run(&settings, &args),
             Command::Bench(args) => bench::run(&settings, &args),

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod keys;
+pub(crate) mod ledger;
 pub(crate) mod list;
 pub(crate) mod perplexity;
 pub(crate) mod pull;

@@ -10,6 +10,7 @@
 )]
 
 mod chatting;
+mod ledger;
 mod messages;
 mod models;
 mod serving;

@@ -11,6 +11,8 @@
 
 mod accounts;
 mod operation;
+#[cfg(test)]
+mod simulator;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -434,13 +434,17 @@ impl Writing<'_> {
     }
 
     fn message(&self, message: &Message) -> rusqlite::Result<()> {
-        let sum = verify::message_sum(message, 0);
         self.transaction
             .prepare_cached(
                 "INSERT INTO outbox (topic, body, due_ms, attempts, sum) \
-                 VALUES (?1, ?2, ?3, 0, ?4)",
+                 VALUES (?1, ?2, ?3, 0, x'')",
             )?
-            .execute(params![message.topic, message.body, rows::column(message.due_ms), sum])?;
+            .execute(params![message.topic, message.body, rows::column(message.due_ms)])?;
+        // The sum covers the number, which only the insertion tells.
+        let number = self.transaction.last_insert_rowid();
+        self.transaction
+            .prepare_cached("UPDATE outbox SET sum = ?2 WHERE number = ?1")?
+            .execute(params![number, verify::message_sum(number, message, 0)])?;
         Ok(())
     }
 
@@ -470,7 +474,7 @@ impl Writing<'_> {
                 number,
                 attempts,
                 rows::column(due_ms),
-                verify::message_sum(&message, attempts)
+                verify::message_sum(number, &message, attempts)
             ])?;
         Ok(())
     }

@@ -157,7 +157,8 @@ fn records(connection: &Connection) -> Result<u64, StoreError> {
 fn documents(connection: &Connection) -> Result<u64, StoreError> {
     let mut select = connection
         .prepare(
-            "SELECT document.kind, document.id, version, body, detail FROM document JOIN log USING (seq)",
+            "SELECT document.kind, document.id, version, body, detail FROM document \
+             JOIN log USING (seq)",
         )
         .map_err(sqlite_error)?;
     let rows = select
@@ -270,8 +271,8 @@ pub(super) fn messages(
     let mut messages = Vec::new();
     for row in rows {
         let (outgoing, sum) = row.map_err(sqlite_error)?;
-        if message_sum(&outgoing.message, outgoing.attempts)[..] != sum[..] {
-            let number = outgoing.number;
+        let number = rows::column(outgoing.number);
+        if message_sum(number, &outgoing.message, outgoing.attempts)[..] != sum[..] {
             let text = format!("message {number} of the outbox is not what was written");
             return Err(StoreError::damaged(text));
         }
@@ -281,9 +282,10 @@ pub(super) fn messages(
 }
 
 /// The sum of a message's row.
-pub(super) fn message_sum(message: &Message, attempts: u32) -> [u8; 32] {
+pub(super) fn message_sum(number: i64, message: &Message, attempts: u32) -> [u8; 32] {
     let texts = [message.topic.as_bytes(), &message.body];
-    chain::row("outbox", &texts, &[message.due_ms, attempts.into()])
+    let number = u64::try_from(number).unwrap_or(0);
+    chain::row("outbox", &texts, &[number, message.due_ms, attempts.into()])
 }
 
 /// The sum of a kept answer's row.

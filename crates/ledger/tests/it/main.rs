@@ -1,7 +1,20 @@
 //! The ledger from outside: what it promises through crashes, full disks and crowds.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test's helpers fail the test"
+)]
+
 mod billing;
 mod facade;
+#[cfg(target_os = "linux")]
+mod faults;
+#[cfg(target_os = "linux")]
+mod faulty_disk;
 mod flipped;
+#[cfg(target_os = "linux")]
+mod kill;
 mod parallel;
 mod rig;

@@ -1,0 +1,82 @@
+//! `mintage ledger`: verify, export, back up and restore the ledger's file.
+//!
+//! All but `restore` work beside a running server.
+
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use mintage_ledger::{Verified, backup_file, export_file, restore_file, verify_file};
+
+use crate::config::Settings;
+use crate::output;
+
+/// Verify, export, back up and restore the ledger
+#[derive(Debug, Args)]
+pub(crate) struct LedgerArgs {
+    #[command(subcommand)]
+    command: LedgerCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum LedgerCommand {
+    /// Hold every row to the hash chain, and every balance to the log
+    Verify,
+    /// Write the log and all usage records as lines of JSON
+    Export {
+        /// Into this file, which must not exist [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Copy the ledger into one verified file; the server may run
+    Backup {
+        /// The file, which must not exist
+        file: PathBuf,
+    },
+    /// Make the ledger of the data folder from a backup; there must be none yet
+    Restore {
+        /// The backup
+        file: PathBuf,
+    },
+}
+
+pub(crate) fn run(settings: &Settings, args: &LedgerArgs) -> Result<()> {
+    let folder = settings.data_dir.join("ledger");
+    match &args.command {
+        LedgerCommand::Verify => {
+            let verified = verify_file(&folder)
+                .context("the ledger does not verify; restore a backup if it is damaged")?;
+            output::print(&summary("verified", &verified))
+        }
+        LedgerCommand::Export { out: Some(path) } => {
+            let file = std::fs::File::create_new(path)
+                .with_context(|| format!("{} cannot be made", path.display()))?;
+            let mut out = BufWriter::new(file);
+            export_file(&folder, &mut out)?;
+            let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+            Ok(file.sync_all()?)
+        }
+        LedgerCommand::Export { out: None } => {
+            let mut out = BufWriter::new(std::io::stdout().lock());
+            export_file(&folder, &mut out)?;
+            Ok(out.flush()?)
+        }
+        LedgerCommand::Backup { file } => {
+            let verified = backup_file(&folder, file)?;
+            output::print(&summary("backed up and verified", &verified))
+        }
+        LedgerCommand::Restore { file } => {
+            let verified = restore_file(file, &folder)?;
+            output::print(&summary("restored and verified", &verified))
+        }
+    }
+}
+
+fn summary(what: &str, verified: &Verified) -> String {
+    let Verified { lines, records, documents, marks, link } = verified;
+    format!(
+        "{what}: {lines} lines, {records} usage records, {documents} documents, {marks} open marks\n\
+         last link {link}\n"
+    )
+}
