@@ -148,7 +148,7 @@ pub struct Ledger {
     writer: Option<JoinHandle<()>>,
     readers: Mutex<Vec<Box<dyn Reader>>>,
     reader_free: Condvar,
-    answering: Arc<Mutex<HashMap<(Arc<str>, Arc<str>), [u8; 32]>>>,
+    answering: Arc<Mutex<TakenKeys>>,
     /// Held until the ledger is dropped.
     _lock: Option<File>,
 }
@@ -618,10 +618,13 @@ pub enum Begin {
     Again(Vec<u8>),
 }
 
+/// Idempotency keys of running requests: (scope, key) → digest of the body.
+type TakenKeys = HashMap<(Arc<str>, Arc<str>), [u8; 32]>;
+
 /// While it lives, the key is taken.
 #[derive(Debug)]
 pub struct Answering {
-    all: Arc<Mutex<HashMap<(Arc<str>, Arc<str>), [u8; 32]>>>,
+    all: Arc<Mutex<TakenKeys>>,
     slot: (Arc<str>, Arc<str>),
 }
 

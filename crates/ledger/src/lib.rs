@@ -17,8 +17,8 @@ mod usage;
 mod writer;
 
 pub use book::{
-    Balance, Book, Entry, EntryKind, GrantTerms, HoldNumber, HoldRequest, Kept, MAX_GRANTS_PER_ORG,
-    MAX_ID_BYTES, Operation, Refusal, Sums, TOKENS, UNLIMITED,
+    AccountSums, Balance, Book, Entry, EntryKind, GrantTerms, HoldNumber, HoldRequest, Kept,
+    MAX_GRANTS_PER_ORG, MAX_ID_BYTES, Operation, Refusal, Sums, TOKENS, UNLIMITED,
 };
 pub use directory::{DirectoryError, DirectoryStore, KeyRefusal, NewKey, Principal, Secret};
 pub use files::{backup_file, export_file, restore_file, verify_file};
@@ -29,9 +29,9 @@ pub use ledger::{
 pub use money::{Amount, AmountError, Currency, CurrencyError, PICO_PER_UNIT};
 pub use rating::{Ask, Quote, Rating, Unpriced};
 pub use store::{
-    Batch, Delivery, Document, KeptAnswer, LogLine, MAX_RECORDS_PER_READ, Mark, Message, Outgoing,
-    Reader, Restored, SqliteStore, Store, StoreError, StoreErrorKind, Synchronous, UsageFilter,
-    Verified, Work,
+    Batch, Delivery, Document, DocumentVersion, KeptAnswer, LogLine, MAX_RECORDS_PER_READ, Mark,
+    Message, Outgoing, Reader, Restored, SqliteStore, Store, StoreError, StoreErrorKind,
+    Synchronous, UsageFilter, Verified, Work,
 };
 pub use usage::{Outcome, Payer, Quantity, RequestFacts, TokenUsage, UsageRecord};
 pub use writer::{Unavailable, WriterCounts};

@@ -114,11 +114,14 @@ pub(super) fn asset(currency: Currency) -> Arc<str> {
     currency.code().into()
 }
 
+/// Sums by account and asset.
+pub type AccountSums = BTreeMap<(Arc<str>, Arc<str>), Sums>;
+
 /// What a store kept of a book.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
     /// Sums by account and asset.
-    pub accounts: BTreeMap<(Arc<str>, Arc<str>), Sums>,
+    pub accounts: AccountSums,
     /// Every operation that was not part of a request, in order, by id.
     pub operations: Vec<(Arc<str>, Operation)>,
 }
@@ -269,7 +272,7 @@ impl Book {
     }
 
     /// Every account's sums, as a store keeps them.
-    pub fn sums(&self) -> BTreeMap<(Arc<str>, Arc<str>), Sums> {
+    pub fn sums(&self) -> AccountSums {
         let mut all = self.system.clone();
         for org in self.orgs.values() {
             for wallet in &org.wallets {

@@ -14,11 +14,11 @@ mod operation;
 #[cfg(test)]
 mod simulator;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
+pub use accounts::{AccountSums, Kept, Sums};
 use accounts::{Grant, Names, Organisation};
-pub use accounts::{Kept, Sums};
 pub use operation::{Entry, EntryKind, GrantTerms, HoldNumber, HoldRequest, Operation, Refusal};
 
 use crate::money::{Amount, Currency};
@@ -67,7 +67,7 @@ pub struct Book {
     names: Names,
     orgs: HashMap<Arc<str>, Organisation>,
     grants: HashMap<Arc<str>, Grant>,
-    system: BTreeMap<(Arc<str>, Arc<str>), Sums>,
+    system: AccountSums,
     holds: HashMap<HoldNumber, Held>,
     /// Ids of open holds, so that two requests never share one.
     open_ids: HashMap<Arc<str>, HoldNumber>,

@@ -119,13 +119,16 @@ pub struct Batch {
     pub marks: Vec<(Arc<str>, Mark)>,
 }
 
+/// Kind, id and newest version of a document.
+pub type DocumentVersion = (Arc<str>, Arc<str>, u64);
+
 /// What a store knows at start.
 #[derive(Debug, Default)]
 pub struct Restored {
     /// For the book.
     pub kept: Kept,
-    /// Newest versions of documents, without bodies: (kind, id, version).
-    pub documents: Vec<(Arc<str>, Arc<str>, u64)>,
+    /// Newest versions of documents, without bodies.
+    pub documents: Vec<DocumentVersion>,
     /// Marks of holds that a crash left open.
     pub marks: Vec<Mark>,
 }

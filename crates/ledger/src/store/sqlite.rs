@@ -5,7 +5,7 @@
 //! refused. Not here: threads. Invariants: one connection writes; a failed sync is never tried again, because the
 //! kernel may have dropped the pages and would say yes the second time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,10 +14,11 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, params};
 
 use super::{
-    Batch, Delivery, Document, KeptAnswer, LogLine, Mark, Message, Outgoing, Reader, Restored,
-    Store, StoreError, StoreErrorKind, UsageFilter, Verified, Work, chain, rows, verify,
+    Batch, Delivery, Document, DocumentVersion, KeptAnswer, LogLine, Mark, Message, Outgoing,
+    Reader, Restored, Store, StoreError, StoreErrorKind, UsageFilter, Verified, Work, chain, rows,
+    verify,
 };
-use crate::book::{Entry, EntryKind, Kept, Sums};
+use crate::book::{AccountSums, Entry, EntryKind, Kept, Sums};
 use crate::usage::UsageRecord;
 
 /// The file's name inside the ledger's folder.
@@ -510,9 +511,7 @@ fn insert_usage() -> String {
     )
 }
 
-pub(super) fn accounts(
-    connection: &Connection,
-) -> Result<BTreeMap<(Arc<str>, Arc<str>), Sums>, StoreError> {
+pub(super) fn accounts(connection: &Connection) -> Result<AccountSums, StoreError> {
     let mut select = connection
         .prepare("SELECT name, asset, debits, credits FROM account")
         .map_err(sqlite_error)?;
@@ -521,7 +520,7 @@ pub(super) fn accounts(
             Ok(((row.get(0)?, row.get(1)?), (row.get::<_, String>(2)?, row.get::<_, String>(3)?)))
         })
         .map_err(sqlite_error)?;
-    let mut accounts = BTreeMap::new();
+    let mut accounts = AccountSums::new();
     for row in rows {
         let (name, (debits, credits)) = row.map_err(sqlite_error)?;
         let number = |text: &str| {
@@ -533,9 +532,7 @@ pub(super) fn accounts(
     Ok(accounts)
 }
 
-fn document_versions(
-    connection: &Connection,
-) -> Result<Vec<(Arc<str>, Arc<str>, u64)>, StoreError> {
+fn document_versions(connection: &Connection) -> Result<Vec<DocumentVersion>, StoreError> {
     let mut select = connection
         .prepare("SELECT kind, id, max(version) FROM document GROUP BY kind, id")
         .map_err(sqlite_error)?;

@@ -2,7 +2,6 @@
 //!
 //! Not here: repair. What is damaged is named; a backup is the way back.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -10,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::sqlite::sqlite_error;
 use super::{Document, KeptAnswer, LogLine, Mark, Message, Outgoing, StoreError, chain, rows};
-use crate::book::{Book, Entry, EntryKind, Kept, Operation, Sums};
+use crate::book::{AccountSums, Book, Entry, EntryKind, Kept, Operation, Sums};
 
 /// What was found to be whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,7 +30,7 @@ pub struct Verified {
 pub(super) fn verify(connection: &mut Connection) -> Result<Verified, StoreError> {
     let transaction = connection.transaction().map_err(sqlite_error)?;
     file(&transaction)?;
-    let mut sums = BTreeMap::new();
+    let mut sums = AccountSums::new();
     let (lines, link) = walk(&transaction, &mut sums)?;
     let records = records(&transaction)?;
     let documents = documents(&transaction)?;
@@ -74,10 +73,7 @@ fn file(connection: &Connection) -> Result<(), StoreError> {
 }
 
 /// The chain, line by line, and what each account must have by it.
-fn walk(
-    connection: &Connection,
-    sums: &mut BTreeMap<(Arc<str>, Arc<str>), Sums>,
-) -> Result<(u64, [u8; 32]), StoreError> {
+fn walk(connection: &Connection, sums: &mut AccountSums) -> Result<(u64, [u8; 32]), StoreError> {
     let sql = format!("SELECT {} FROM log ORDER BY seq", rows::LOG_COLUMNS);
     let mut select = connection.prepare(&sql).map_err(sqlite_error)?;
     let lines = select.query_map([], rows::line).map_err(sqlite_error)?;
