@@ -47,7 +47,7 @@ pub(crate) fn run(settings: &Settings, args: &LedgerArgs) -> Result<()> {
         LedgerCommand::Verify => {
             let verified = verify_file(&folder)
                 .context("the ledger does not verify; restore a backup if it is damaged")?;
-            output::print(&summary("verified", &verified))
+            Ok(output::print(&summary("verified", &verified))?)
         }
         LedgerCommand::Export { out: Some(path) } => {
             let file = std::fs::File::create_new(path)
@@ -64,11 +64,11 @@ pub(crate) fn run(settings: &Settings, args: &LedgerArgs) -> Result<()> {
         }
         LedgerCommand::Backup { file } => {
             let verified = backup_file(&folder, file)?;
-            output::print(&summary("backed up and verified", &verified))
+            Ok(output::print(&summary("backed up and verified", &verified))?)
         }
         LedgerCommand::Restore { file } => {
             let verified = restore_file(file, &folder)?;
-            output::print(&summary("restored and verified", &verified))
+            Ok(output::print(&summary("restored and verified", &verified))?)
         }
     }
 }
