@@ -25,6 +25,7 @@ pub(crate) struct Ready {
     pub(crate) python: String,
     binary: PathBuf,
     models: PathBuf,
+    postgres: PathBuf,
 }
 
 impl Ready {
@@ -33,6 +34,7 @@ impl Ready {
         step.env("MINTAGE_BIN", &self.binary)
             .env("MINTAGE_TEST_MODELS", &self.models)
             .env("MINTAGE_TEST_PYTHON", &self.python)
+            .env("MINTAGE_TEST_POSTGRES", &self.postgres)
     }
 }
 
@@ -43,7 +45,8 @@ pub(crate) fn run(root: &Path) -> Result<Ready> {
     let python = python_environment(root, &target)?;
     let binary = release_binary(root, &target)?;
     let models = models(root, &target, &binary)?;
-    Ok(Ready { python, binary, models })
+    let postgres = postgres_programs().context("PostgreSQL's server programs are not there")?;
+    Ok(Ready { python, binary, models, postgres })
 }
 
 fn target_folder(root: &Path) -> Result<PathBuf> {
@@ -67,6 +70,9 @@ fn system_packages(root: &Path) -> Result<()> {
     if !Step::new(root, "python3", &["-c", "import ensurepip, venv"]).succeeds() {
         missing.push("python3-venv");
     }
+    if postgres_programs().is_none() {
+        missing.push("postgresql");
+    }
     if missing.is_empty() {
         return Ok(());
     }
@@ -80,6 +86,17 @@ fn system_packages(root: &Path) -> Result<()> {
     let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
     arguments.extend(missing);
     Step::new(root, "apt-get", &arguments).env("DEBIAN_FRONTEND", "noninteractive").run()
+}
+
+/// The folder of PostgreSQL's server programs, which Debian keeps out of `PATH`.
+fn postgres_programs() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut debian: Vec<_> = versions.map(|version| version.path().join("bin")).collect();
+    debian.sort();
+    std::env::split_paths(&path)
+        .chain(debian.into_iter().rev())
+        .find(|folder| folder.join("initdb").is_file() && folder.join("postgres").is_file())
 }
 
 fn python_environment(root: &Path, target: &Path) -> Result<String> {

@@ -24,6 +24,7 @@ use crate::book::{
     Balance, Book, GrantTerms, HoldNumber, HoldRequest, MAX_ID_BYTES, Operation, Refusal,
 };
 use crate::money::{Amount, Currency};
+use crate::postgres::{Agent, PostgresError};
 use crate::rating::{Ask, Quote, Rating};
 use crate::store::{
     Batch, Delivery, Document, KeptAnswer, LogLine, Mark, Message, Outgoing, Reader, Restored,
@@ -84,6 +85,9 @@ pub enum LedgerError {
     /// A name or body out of bounds.
     #[error("{0}")]
     TooLarge(String),
+    /// The database that gateways share.
+    #[error(transparent)]
+    Postgres(PostgresError),
     /// No record has that id.
     #[error("there is no usage record `{0}`")]
     NoRecord(String),
@@ -151,6 +155,8 @@ pub struct Ledger {
     answering: Arc<Mutex<TakenKeys>>,
     /// Held until the ledger is dropped.
     _lock: Option<File>,
+    /// Looks after slices, where several gateways share the accounts.
+    pub(crate) agent: Option<Agent>,
 }
 
 impl Ledger {
@@ -202,7 +208,13 @@ impl Ledger {
             reader_free: Condvar::new(),
             answering: Arc::default(),
             _lock: lock,
+            agent: None,
         })
+    }
+
+    /// The authority while the process runs.
+    pub(crate) fn memory(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Reserves the most that a request can cost, and lets `gate` (limits, budgets) have its say while nothing else
@@ -336,6 +348,12 @@ impl Ledger {
     pub fn write(&self, changes: Changes) -> Result<Pending<()>, LedgerError> {
         let Changes { operation, documents, messages, deliveries } = changes;
         bounded(&documents, &messages)?;
+        if let Some(agent) = &self.agent {
+            let at_ms = now_ms();
+            let work =
+                Work { at_ms, operation, documents, messages, deliveries, ..Work::default() };
+            return self.write_shared(agent, work);
+        }
         let (done, durable) = oneshot::channel();
         let mut state = self.shared.lock();
         available(&state)?;
@@ -460,7 +478,8 @@ impl Ledger {
         self.apply(id, operation)
     }
 
-    /// What an organisation can spend: memory, so always up to date.
+    /// What an organisation can spend: memory, so always up to date. Of accounts shared with other gateways, this
+    /// one's slice; [`Self::whole_balance`] has all of it.
     pub fn balance(&self, org: &str, currency: Currency) -> Balance {
         self.shared.lock().book.balance(org, currency)
     }
@@ -598,6 +617,9 @@ impl Ledger {
 impl Drop for Ledger {
     /// Writes what has queued up.
     fn drop(&mut self) {
+        if let Some(agent) = &mut self.agent {
+            agent.close();
+        }
         self.shared.close();
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
@@ -779,6 +801,13 @@ impl<T> Pending<T> {
         Self { value: None, durable: Wait::Refused(trouble) }
     }
 
+    /// It is durable already.
+    pub(crate) fn durable(value: T) -> Self {
+        let (done, durable) = oneshot::channel();
+        let _ = done.send(Ok(()));
+        Self { value: Some(value), durable: Wait::For(durable) }
+    }
+
     /// Blocks until it is durable; not for asynchronous code.
     ///
     /// # Errors
@@ -810,6 +839,11 @@ impl<T: Unpin> Future for Pending<T> {
 fn available(state: &State) -> Result<(), Unavailable> {
     if let Some(trouble) = &state.trouble {
         return Err(trouble.clone());
+    }
+    if state.lease_until.is_some_and(|until| Instant::now() > until) {
+        let why =
+            "the shared ledger was not heard of in time, and this gateway's lease may be over";
+        return Err(Unavailable::Stalled(why.into()));
     }
     if state.book.open_holds() >= MAX_OPEN_HOLDS {
         return Err(Unavailable::Busy(MAX_OPEN_HOLDS));

@@ -10,6 +10,7 @@ pub mod invoice;
 mod ledger;
 pub mod limits;
 mod money;
+mod postgres;
 pub mod price;
 mod rating;
 mod store;
@@ -18,7 +19,7 @@ mod writer;
 
 pub use book::{
     AccountSums, Balance, Book, Entry, EntryKind, GrantTerms, HoldNumber, HoldRequest, Kept,
-    MAX_GRANTS_PER_ORG, MAX_ID_BYTES, Operation, Refusal, Sums, TOKENS, UNLIMITED,
+    MAX_GRANTS_PER_ORG, MAX_ID_BYTES, Operation, Refusal, SliceStanding, Sums, TOKENS, UNLIMITED,
 };
 pub use directory::{DirectoryError, DirectoryStore, KeyRefusal, NewKey, Principal, Secret};
 pub use files::{backup_file, export_file, restore_file, verify_file};
@@ -27,6 +28,10 @@ pub use ledger::{
     MAX_OPEN_HOLDS, Pending, Receipt, TIME_PER_MARK, TOKENS_PER_MARK, Together,
 };
 pub use money::{Amount, AmountError, Currency, CurrencyError, PICO_PER_UNIT};
+pub use postgres::{
+    Claimed, LEASE_TTL, Pool, PoolAccount, PostgresError, PostgresReader, PostgresStore,
+    PostgresUrl, Purse, Spending, Tenure,
+};
 pub use rating::{Ask, Quote, Rating, Unpriced};
 pub use store::{
     Batch, Delivery, Document, DocumentVersion, KeptAnswer, LogLine, MAX_RECORDS_PER_READ, Mark,

@@ -53,6 +53,8 @@ pub(crate) struct State {
     /// `None`: running.
     pub(crate) trouble: Option<Unavailable>,
     pub(crate) counts: WriterCounts,
+    /// Where slices are leased: until when they are surely ours.
+    pub(crate) lease_until: Option<Instant>,
     writer_sleeps: bool,
 }
 
@@ -85,6 +87,7 @@ impl Shared {
             marks: HashMap::new(),
             trouble: None,
             counts: WriterCounts::default(),
+            lease_until: None,
             writer_sleeps: false,
         };
         Self { state: Mutex::new(state), bell: Condvar::new() }

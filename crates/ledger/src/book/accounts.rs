@@ -9,8 +9,8 @@ use super::{
 };
 use crate::money::{Amount, Currency};
 
-const ORG: &str = "org/";
-const GRANT: &str = "grant/";
+pub(super) const ORG: &str = "org/";
+pub(super) const GRANT: &str = "grant/";
 
 /// The accounts that belong to nobody else.
 #[derive(Clone, Debug)]

@@ -10,6 +10,7 @@
 //! sum of its open holds; each hold is resolved exactly once; the same id never acts twice.
 
 mod accounts;
+mod lease;
 mod operation;
 #[cfg(test)]
 mod simulator;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 pub use accounts::{AccountSums, Kept, Sums};
 use accounts::{Grant, Names, Organisation};
+pub use lease::SliceStanding;
 pub use operation::{Entry, EntryKind, GrantTerms, HoldNumber, HoldRequest, Operation, Refusal};
 
 use crate::money::{Amount, Currency};

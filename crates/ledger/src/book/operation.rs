@@ -144,11 +144,15 @@ pub enum EntryKind {
     CreditLine,
     /// Moves nothing: a document was written, its digest is in the line.
     Document,
+    /// A gateway's slice of a shared account grows.
+    Lease,
+    /// A gateway gives back of its slice.
+    Return,
 }
 
 impl EntryKind {
     /// All of them, with the names they have in the log.
-    pub const ALL: [(Self, &'static str); 9] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::TopUp, "top_up"),
         (Self::Post, "post"),
         (Self::FreeUse, "free_use"),
@@ -158,6 +162,8 @@ impl EntryKind {
         (Self::Grant, "grant"),
         (Self::CreditLine, "credit_line"),
         (Self::Document, "document"),
+        (Self::Lease, "lease"),
+        (Self::Return, "return"),
     ];
 
     /// Its name in the log.

@@ -12,9 +12,11 @@ mod verify;
 
 use std::sync::Arc;
 
+pub(crate) use rows::{quantity_code, quantity_of};
 pub(crate) use sqlite::{FILE_NAME, SqliteReader, open_reader, owner_only, sqlite_error};
 pub use sqlite::{SqliteStore, Synchronous};
 pub use verify::Verified;
+pub(crate) use verify::answer_sum;
 
 use crate::book::{Entry, Kept, Operation};
 use crate::usage::UsageRecord;

@@ -13,11 +13,12 @@ const QUANTITIES: [(Quantity, u64); 3] =
     [(Quantity::Tokens, 0), (Quantity::TrainingTokens, 1), (Quantity::DeploymentMs, 2)];
 
 /// How a quantity is stored.
-pub(super) fn quantity_code(quantity: Quantity) -> u64 {
+pub(crate) fn quantity_code(quantity: Quantity) -> u64 {
     QUANTITIES.iter().find(|(known, _)| *known == quantity).map_or(0, |(_, code)| *code)
 }
 
-fn quantity_of(code: u64) -> Option<Quantity> {
+/// The quantity of that code.
+pub(crate) fn quantity_of(code: u64) -> Option<Quantity> {
     QUANTITIES.iter().find(|(_, known)| *known == code).map(|(quantity, _)| *quantity)
 }
 

@@ -285,7 +285,7 @@ pub(super) fn message_sum(number: i64, message: &Message, attempts: u32) -> [u8;
 }
 
 /// The sum of a kept answer's row.
-pub(super) fn answer_sum(kept: &KeptAnswer) -> [u8; 32] {
+pub(crate) fn answer_sum(kept: &KeptAnswer) -> [u8; 32] {
     let texts = [kept.scope.as_bytes(), kept.key.as_bytes(), &kept.body_digest, &kept.answer];
     chain::row("answer", &texts, &[kept.expires_ms])
 }

@@ -8,13 +8,17 @@
 )]
 
 mod billing;
+mod cluster;
 mod facade;
 #[cfg(target_os = "linux")]
 mod faults;
 #[cfg(target_os = "linux")]
 mod faulty_disk;
 mod flipped;
+mod ground;
 #[cfg(target_os = "linux")]
 mod kill;
 mod parallel;
+mod proxy;
 mod rig;
+mod shared;

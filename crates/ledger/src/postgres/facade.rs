@@ -1,0 +1,84 @@
+//! The ledger of a gateway that shares accounts with others: what differs from a ledger of its own.
+//!
+//! Requests are admitted in memory as always, on this gateway's slices; only where those do not suffice
+//! [`Ledger::cover`] asks the pool. Top-ups and documents go to the pool, whoever serves them.
+
+use std::sync::Arc;
+
+use super::agent::Agent;
+use super::pool::Purse;
+use super::store::PostgresStore;
+use super::{PostgresError, PostgresUrl};
+use crate::book::{Balance, Refusal};
+use crate::ledger::{Ledger, LedgerError, Pending};
+use crate::money::Currency;
+use crate::store::Work;
+
+impl From<PostgresError> for LedgerError {
+    fn from(error: PostgresError) -> Self {
+        match error {
+            PostgresError::Book(refusal) => Self::Refused(refusal),
+            PostgresError::IdReused(id) => Self::Refused(Refusal::IdReused(id.into())),
+            PostgresError::Conflict { kind, id, current } => Self::Conflict { kind, id, current },
+            other => Self::Postgres(other),
+        }
+    }
+}
+
+impl Ledger {
+    /// Opens the part of a shared ledger that belongs to the gateway called `name`. Where one of that name died, this
+    /// waits until its lease has expired, and recovers what it left.
+    ///
+    /// # Errors
+    /// The database cannot be reached, is not fit, or the name is in use.
+    pub fn open_shared(url: &PostgresUrl, name: &str) -> Result<Self, LedgerError> {
+        let store = PostgresStore::open(url, name)?;
+        let tenure = store.tenure();
+        let mut ledger = Self::start(Box::new(store), None)?;
+        ledger.agent = Some(Agent::start(url, tenure, Arc::clone(ledger.memory()))?);
+        Ok(ledger)
+    }
+
+    /// Whether it is worth admitting again what was refused for want of money: in a shared ledger the money may be in
+    /// the pool or in another gateway's slice. Waits, bounded, for a larger slice; a ledger of its own says no at once.
+    pub async fn cover(&self, org: &str, refusal: &Refusal) -> bool {
+        let Refusal::InsufficientBalance { needed, currency, .. } = refusal else { return false };
+        let Some(agent) = &self.agent else { return false };
+        agent.cover(purse(org, *currency), *needed).await.unwrap_or(false)
+    }
+
+    /// What an organisation can spend over all gateways; `held` is what requests of this gateway reserve. Asks the
+    /// database where the ledger is shared: not for asynchronous code.
+    ///
+    /// # Errors
+    /// [`LedgerError::Postgres`].
+    pub fn whole_balance(&self, org: &str, currency: Currency) -> Result<Balance, LedgerError> {
+        let here = self.balance(org, currency);
+        let Some(agent) = &self.agent else { return Ok(here) };
+        let all = agent.account(purse(org, currency))?;
+        let balance = all.unleased.checked_add(all.leased).unwrap_or(all.unleased);
+        Ok(Balance { balance, held: here.held, credit_line: all.credit })
+    }
+
+    /// Calls `listener` with a document's kind whenever a gateway, this one included, has written one in a shared
+    /// ledger. Words can be lost with a connection: look yourself once in a while too.
+    pub fn on_document(&self, listener: impl Fn(&str) + Send + Sync + 'static) {
+        if let Some(agent) = &self.agent {
+            agent.on_document(Box::new(listener));
+        }
+    }
+
+    /// To the pool: durable when it returns.
+    pub(crate) fn write_shared(
+        &self,
+        agent: &Agent,
+        work: Work,
+    ) -> Result<Pending<()>, LedgerError> {
+        agent.write(work)?;
+        Ok(Pending::durable(()))
+    }
+}
+
+fn purse(org: &str, currency: Currency) -> Purse {
+    Purse { account: format!("org/{org}").into(), asset: currency.code().into() }
+}

@@ -1,0 +1,277 @@
+//! Several gateways on one PostgreSQL ledger: crowds, deaths and cut wires.
+
+use std::future::Future;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use mintage_ledger::{
+    AdmitError, Amount, Currency, Hold, Ledger, PostgresUrl, Refusal, Together, Unavailable,
+    UsageFilter,
+};
+use postgres::NoTls;
+
+use crate::cluster::Cluster;
+use crate::proxy::Proxy;
+use crate::rig::{admission, ended, tokens, usage};
+
+const CNY: Currency = Currency::CNY;
+/// Longer than a lease lasts and its end takes to be noticed.
+const TAKEN_OVER: Duration = Duration::from_secs(30);
+/// Tells the test program to be a gateway that is going to be killed.
+const VICTIM: &str = "MINTAGE_TEST_VICTIM_URL";
+
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+fn gateway(url: &str, name: &str) -> Ledger {
+    let url: PostgresUrl = url.parse().unwrap();
+    Ledger::open_shared(&url, name).unwrap()
+}
+
+/// As a server does it: asks again for as long as a larger slice comes in.
+fn admit(ledger: &Ledger, id: &str, prompt: u64, output: u64) -> Result<Hold, AdmitError<()>> {
+    loop {
+        match ledger.admit(admission(id, "acme", prompt, output), |_| Ok::<(), ()>(())) {
+            Err(AdmitError::Refused(refusal)) => {
+                if !block_on(ledger.cover("acme", &refusal)) {
+                    return Err(AdmitError::Refused(refusal));
+                }
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn serve(ledger: &Ledger, id: &str, tokens: u64) -> Result<(), AdmitError<()>> {
+    let hold = admit(ledger, id, tokens, 0)?;
+    ledger.settle(hold, usage(tokens, 0), ended(), Together::default()).wait().unwrap();
+    Ok(())
+}
+
+fn whole(ledger: &Ledger) -> Amount {
+    ledger.whole_balance("acme", CNY).unwrap().balance
+}
+
+fn one(url: &str, sql: &str) -> i64 {
+    let mut client = postgres::Client::connect(url, NoTls).unwrap();
+    client.query_one(sql, &[]).unwrap().get(0)
+}
+
+/// In no slice and with no claim, whatever happened.
+fn nothing_is_leased(url: &str) {
+    let leased = "SELECT coalesce(sum(leased - spent), 0)::int8 FROM mintage.slice";
+    assert_eq!(one(url, leased), 0);
+    assert_eq!(one(url, "SELECT count(*) FROM mintage.claim"), 0);
+    assert_eq!(one(url, "SELECT count(*) FROM mintage.mark"), 0);
+}
+
+/// 1,000 at once over three gateways on a balance for 10: exactly 10 are served, and nothing is left held or leased.
+#[test]
+fn a_balance_for_ten_serves_ten_over_three_gateways() {
+    let Some(cluster) = Cluster::start() else { return };
+    let url = cluster.database("ten");
+    let gateways = ["a", "b", "c"].map(|name| gateway(&url, name));
+    gateways[0].topup("t1", "acme", CNY, tokens(10 * 20 + 19)).unwrap().wait().unwrap();
+    let (served, start) = (AtomicUsize::new(0), std::sync::Barrier::new(1_000));
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for i in 0..1_000 {
+            let (gateways, served, start) = (&gateways, &served, &start);
+            let request = move || {
+                start.wait();
+                match serve(&gateways[i % 3], &format!("r{i}"), 20) {
+                    Ok(()) => served.fetch_add(1, Ordering::Relaxed),
+                    Err(AdmitError::Refused(Refusal::InsufficientBalance { .. })) => 0,
+                    Err(other) => panic!("{other:?}"),
+                };
+            };
+            std::thread::Builder::new().stack_size(128 << 10).spawn_scoped(scope, request).unwrap();
+        }
+    });
+    eprintln!("1,000 answers in {:?}", began.elapsed());
+    assert_eq!(served.load(Ordering::Relaxed), 10);
+    for gateway in &gateways {
+        assert_eq!((whole(gateway), gateway.open_holds()), (tokens(19), 0));
+    }
+    let verified = gateways[1].verify().unwrap();
+    assert_eq!((verified.records, verified.marks), (10, 0));
+    drop(gateways);
+    nothing_is_leased(&url);
+    gateway(&url, "a").verify().unwrap();
+}
+
+/// The last money is affordable wherever the request comes in, though another gateway was the one that spent.
+#[test]
+fn the_last_yuan_moves_to_whoever_needs_it() {
+    let Some(cluster) = Cluster::start() else { return };
+    let url = cluster.database("last");
+    let [a, b] = ["a", "b"].map(|name| gateway(&url, name));
+    let twice = a.topup("t1", "acme", CNY, tokens(1_000)).unwrap();
+    twice.wait().unwrap();
+    b.topup("t1", "acme", CNY, tokens(1_000)).unwrap().wait().unwrap();
+    assert!(b.topup("t1", "acme", CNY, tokens(1_001)).is_err(), "the id means another top-up");
+    for i in 0..50 {
+        serve(&a, &format!("a{i}"), 10).unwrap();
+    }
+    let here = a.balance("acme", CNY).available();
+    assert!(here < tokens(400), "half of what is left stays in the pool, not {here}");
+    serve(&b, "b", 500).unwrap();
+    assert_eq!(whole(&a), Amount::ZERO);
+    assert!(serve(&a, "a", 1).is_err());
+    a.credit_line("l1", "acme", CNY, tokens(3)).unwrap().wait().unwrap();
+    serve(&b, "on credit too", 2).unwrap();
+    serve(&a, "on credit", 1).unwrap();
+    assert!(serve(&b, "b3", 1).is_err());
+    assert_eq!(whole(&b).pico(), -tokens(3).pico());
+    // A refund of what another gateway posted, at most once.
+    a.refund("f1", "b", tokens(500)).unwrap().wait().unwrap();
+    assert!(b.refund("f2", "b", tokens(1)).is_err());
+    serve(&a, "refunded", 497).unwrap();
+    a.verify().unwrap();
+    drop((a, b));
+    nothing_is_leased(&url);
+}
+
+/// Not a test by itself: what the next one kills.
+#[test]
+#[ignore = "runs as a child of another test"]
+fn a_gateway_under_load() {
+    let Ok(url) = std::env::var(VICTIM) else { return };
+    let ledger = gateway(&url, "victim");
+    let mut marked = admit(&ledger, "marked", 10, 100).unwrap();
+    for sampled in 1..=64 {
+        marked.progress(usage(10, sampled));
+    }
+    let _unmarked = admit(&ledger, "unmarked", 10, 100).unwrap();
+    std::thread::scope(|scope| {
+        for worker in 0..4 {
+            let ledger = &ledger;
+            scope.spawn(move || {
+                for i in 0.. {
+                    let id = format!("w{worker}-{i}");
+                    serve(ledger, &id, 7).unwrap();
+                    writeln!(std::io::stdout(), "settled {id}").unwrap();
+                }
+            });
+        }
+    });
+}
+
+/// `kill -9` under load: another gateway settles what was journalled and gives the rest back; what the victim told is
+/// there, once.
+#[test]
+fn a_killed_gateway_is_taken_over() {
+    let Some(cluster) = Cluster::start() else { return };
+    let url = cluster.database("killed");
+    let heir = gateway(&url, "heir");
+    let all = tokens(10_000_000);
+    heir.topup("t1", "acme", CNY, all).unwrap().wait().unwrap();
+    let mut victim = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "shared::a_gateway_under_load", "--ignored", "--nocapture"])
+        .env(VICTIM, &url)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = Vec::new();
+    let mut lines = BufReader::new(victim.stdout.take().unwrap()).lines();
+    while told.len() < 300 {
+        let line = lines.next().unwrap().unwrap();
+        told.extend(line.split_once("settled ").map(|(_, id)| id.to_owned()));
+    }
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    told.extend(
+        lines
+            .map_while(Result::ok)
+            .filter_map(|line| line.split_once("settled ").map(|(_, id)| id.to_owned())),
+    );
+    let killed = Instant::now();
+    while one(&url, "SELECT count(*) FROM mintage.stream WHERE live") > 1 {
+        assert!(killed.elapsed() < TAKEN_OVER, "nobody took the stream over");
+        serve(&heir, &format!("h{}", killed.elapsed().as_nanos()), 1).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    eprintln!("taken over after {:?}; {} settlements were told", killed.elapsed(), told.len());
+    let filter = UsageFilter::default();
+    let records = heir.usage(&filter).unwrap();
+    let of = |id: &str| records.iter().filter(|(_, record)| *record.facts.id == *id).count();
+    assert!(told.iter().all(|id| of(id) == 1));
+    let marked: Vec<_> = records.iter().filter(|(_, r)| &*r.outcome.finish == "crash").collect();
+    assert_eq!(marked.len(), 1);
+    assert_eq!((&*marked[0].1.facts.id, marked[0].1.amount), ("marked", tokens(10 + 64)));
+    assert_eq!(of("unmarked"), 0);
+    let billed: Amount = records.iter().map(|(_, record)| record.amount).sum();
+    assert_eq!(whole(&heir), all.checked_sub(billed).unwrap());
+    heir.verify().unwrap();
+    drop(heir);
+    nothing_is_leased(&url);
+}
+
+/// A short cut stalls and loses nothing; after a long one the gateway's late settlements are refused.
+#[test]
+fn a_cut_wire_loses_nothing() {
+    let Some(cluster) = Cluster::start() else { return };
+    let url = cluster.database("cut");
+    let proxy = Proxy::start(cluster.socket());
+    let near = gateway(&url, "near");
+    near.topup("t1", "acme", CNY, tokens(1_000)).unwrap().wait().unwrap();
+    let far = gateway(&proxy.url("cut"), "far");
+    serve(&far, "before", 10).unwrap();
+    let held = admit(&far, "during", 10, 10).unwrap();
+    let open = admit(&far, "late", 10, 10).unwrap();
+    proxy.cut();
+    let pending = far.settle(held, usage(10, 5), ended(), Together::default());
+    std::thread::sleep(Duration::from_secs(1));
+    let stalled = far.admit(admission("refused", "acme", 1, 0), |_| Ok::<(), ()>(()));
+    assert!(
+        matches!(stalled, Err(AdmitError::Unavailable(Unavailable::Stalled(_)))),
+        "{stalled:?}"
+    );
+    proxy.mend();
+    pending.wait().unwrap();
+    // The writer goes on at once, slices within moments.
+    let mended = Instant::now();
+    while serve(&far, &format!("after{}", mended.elapsed().as_nanos()), 1).is_err() {
+        assert!(mended.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    proxy.cut();
+    let cut = Instant::now();
+    while one(&url, "SELECT count(*) FROM mintage.stream WHERE live") > 1 {
+        assert!(cut.elapsed() < TAKEN_OVER, "nobody took the stream over");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    proxy.mend();
+    let late = far.settle(open, usage(10, 10), ended(), Together::default());
+    assert!(late.wait().is_err(), "its hold was voided and its slice given back");
+    let records = near.usage(&UsageFilter::default()).unwrap();
+    let ids: Vec<&str> = records.iter().map(|(_, record)| &*record.facts.id).collect();
+    assert_eq!(ids[..2], ["before", "during"]);
+    assert!(ids.len() == 3 && ids[2].starts_with("after"), "{ids:?}");
+    assert_eq!(whole(&near), tokens(1_000 - 10 - 15 - 1));
+    near.verify().unwrap();
+    drop(far);
+    serve(&near, "all of it", 974).unwrap();
+    drop(near);
+    nothing_is_leased(&url);
+}
