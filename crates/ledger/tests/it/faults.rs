@@ -116,6 +116,7 @@ fn without_syncs_power_loss_takes_something() {
         let Some(outcome) = lose_power(seed, Synchronous::Off) else { return };
         lost += u64::from(outcome != Ok(0));
     }
+    eprintln!("{lost} of {} power losses took something", losses());
     assert!(lost > 0, "a disk that drops what was not synced lost nothing");
 }
 
