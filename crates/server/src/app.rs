@@ -32,6 +32,9 @@ pub(crate) enum Phase {
     Ending,
 }
 
+/// A body of this size is parsed, rendered and tokenised in less time than a change of threads and back may take.
+const INLINE_TEXT_BYTES: usize = 2048;
+
 /// What all handlers share.
 pub(crate) struct App {
     pub(crate) limits: Limits,
@@ -105,11 +108,16 @@ impl App {
     }
 
     /// Runs work on text (parsing, templates, tokenising) away from the threads that serve sockets, a bounded number
-    /// at a time. The work goes on when the client goes away, so it holds its place itself.
+    /// at a time. The work goes on when the client goes away, so it holds its place itself. A short body is quicker done
+    /// than handed over.
     pub(crate) async fn on_text_thread<T: Send + 'static>(
         &self,
+        bytes: usize,
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
+        if bytes <= INLINE_TEXT_BYTES {
+            return work();
+        }
         let permit = Arc::clone(&self.text).acquire_owned().await;
         let permit = permit.map_err(|e| ApiError::internal(format!("text threads closed: {e}")))?;
         let span = tracing::Span::current();

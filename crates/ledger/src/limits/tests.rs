@@ -265,6 +265,17 @@ fn messages_are_distinct() {
     ");
 }
 
+/// Numbers below a bound, the same for a seed.
+fn dice(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    move |bound| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % bound
+    }
+}
+
 /// A seeded run of admissions, settlements and cancellations against counters that remember everything.
 #[test]
 fn the_limiter_agrees_with_one_that_remembers_everything() {
@@ -282,13 +293,7 @@ fn the_limiter_agrees_with_one_that_remembers_everything() {
     }];
     let parties = vec![party(Level::Organisation, "o", Policy { rates: vec![rule], budgets })];
     for seed in 1..=20_u64 {
-        let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let mut next = |bound: u64| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            random % bound
-        };
+        let mut next = dice(seed);
         let mut limiter = Limiter::default();
         let mut running: BTreeMap<u64, (Pass, u64)> = BTreeMap::new();
         let (mut now, mut spent, mut held) = (0, 0_u64, 0_u64);
@@ -323,13 +328,8 @@ fn the_limiter_agrees_with_one_that_remembers_everything() {
                 tokens += i128::from(want) * 60_000;
             } else {
                 let used = next(want + 1);
-                limiter.settle(
-                    at(now),
-                    &parties,
-                    "m",
-                    pass,
-                    Used { tokens: used, amount: pico(0) },
-                );
+                let all = Used { tokens: used, amount: pico(0) };
+                limiter.settle(at(now), &parties, "m", pass, all);
                 tokens += i128::from(want - used) * 60_000;
                 spent += used;
             }

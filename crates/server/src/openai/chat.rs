@@ -39,7 +39,7 @@ pub(crate) async fn chat(
 ) -> Result<Response, ApiError> {
     let incoming = Incoming::read(&app, request).await?;
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
-    let job = app.on_text_thread(move || prepare(&shared, &body)).await?;
+    let job = app.on_text_thread(body.len(), move || prepare(&shared, &body)).await?;
     let id = response_id("chatcmpl");
     let choices = job.submit(&app, &incoming, &id)?;
     let standings = choices.standings;

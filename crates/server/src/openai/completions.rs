@@ -33,7 +33,8 @@ pub(crate) async fn completions(
 ) -> Result<Response, ApiError> {
     let incoming = Incoming::read(&app, request).await?;
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
-    let (job, prompts, echo) = app.on_text_thread(move || prepare(&shared, &body)).await?;
+    let (job, prompts, echo) =
+        app.on_text_thread(body.len(), move || prepare(&shared, &body)).await?;
     let id = response_id("cmpl");
     let choices = job.submit(&app, &incoming, &id)?;
     let standings = choices.standings;

@@ -12,8 +12,8 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_core::Stream;
 use futures_util::stream::SelectAll;
-use mintage_ledger::KeptAnswer;
 use mintage_ledger::limits::Standings;
+use mintage_ledger::{KeptAnswer, Principal};
 use mintage_model::{GenerateRequest, Priority, SubmitError, TokenId};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -30,7 +30,7 @@ use crate::openai::fields::shortened;
 use crate::openai::options::{Options, choice_seed};
 use crate::request_id::{RequestId, random_hex};
 use crate::served::{ModelSet, ServedModel};
-use crate::till::{Arrival, Settled, unix_ms};
+use crate::till::{Admitted, Arrival, Settled, unix_ms};
 
 /// A request for tokens before its body was understood.
 pub(super) struct Incoming {
@@ -146,26 +146,12 @@ impl Job {
         response_id: &str,
     ) -> Result<Choices, ApiError> {
         let principal = &incoming.caller.principal;
-        if !principal.scopes.allows_model(&self.model.name) {
-            let message = format!("This key is not made for the model `{}`.", self.model.name);
-            let error = ApiError::new(Fault::Forbidden, "insufficient_scope", message);
-            return Err(ApiError { param: Some("model".to_owned()), ..error });
-        }
         let limits: Vec<u32> = self
             .prompts
             .iter()
             .map(|prompt| self.max_new_tokens(app, prompt.len()))
             .collect::<Result<_, _>>()?;
-        let arrival = Arrival {
-            response_id: response_id.into(),
-            model: self.model.name.as_str().into(),
-            protocol: self.protocol,
-            prompt_tokens: self.prompts.iter().map(|prompt| prompt.len() as u64).sum(),
-            max_output_tokens: limits.iter().copied().max().unwrap_or(0).into(),
-            choices: u32::try_from(self.prompts.len())
-                .unwrap_or(u32::MAX)
-                .saturating_mul(self.options.n),
-        };
+        let admitted = self.admit(app, principal, &limits, response_id)?;
         let metrics = app.metrics.of(&self.model);
         let metrics = metrics.ok_or_else(|| ApiError::internal("a model without metrics"))?;
         let facts = RequestFacts {
@@ -177,13 +163,6 @@ impl Job {
             streamed: self.options.stream,
             n: self.options.n,
         };
-        let admitted = app.till.admit(principal, &arrival).inspect_err(|error| {
-            app.metrics.refused(match error.fault {
-                Fault::Payment => "payment",
-                Fault::RateLimited => "rate_limit",
-                _ => "ledger",
-            });
-        })?;
         let standings = admitted.standings;
         let meter = Meter::new(facts, admitted, metrics, app.settling.clone());
         let options = ChoiceOptions {
@@ -216,6 +195,38 @@ impl Job {
             }
         }
         Ok(Choices { all, meter, standings, ending: app.phase.subscribe() })
+    }
+
+    /// Limits, budgets and money let the request in, or say why not.
+    fn admit(
+        &self,
+        app: &App,
+        principal: &Arc<Principal>,
+        limits: &[u32],
+        response_id: &str,
+    ) -> Result<Admitted, ApiError> {
+        if !principal.scopes.allows_model(&self.model.name) {
+            let message = format!("This key is not made for the model `{}`.", self.model.name);
+            let error = ApiError::new(Fault::Forbidden, "insufficient_scope", message);
+            return Err(ApiError { param: Some("model".to_owned()), ..error });
+        }
+        let arrival = Arrival {
+            response_id: response_id.into(),
+            model: self.model.name.as_str().into(),
+            protocol: self.protocol,
+            prompt_tokens: self.prompts.iter().map(|prompt| prompt.len() as u64).sum(),
+            max_output_tokens: limits.iter().copied().max().unwrap_or(0).into(),
+            choices: u32::try_from(self.prompts.len())
+                .unwrap_or(u32::MAX)
+                .saturating_mul(self.options.n),
+        };
+        app.till.admit(principal, &arrival).inspect_err(|error| {
+            app.metrics.refused(match error.fault {
+                Fault::Payment => "payment",
+                Fault::RateLimited => "rate_limit",
+                _ => "ledger",
+            });
+        })
     }
 
     /// What all choices share.

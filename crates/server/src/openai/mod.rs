@@ -8,7 +8,7 @@
 //! - What we cannot do yet (`response_format` with a schema, images, `tool_choice: "required"` …) is refused by name,
 //!   never silently ignored. What changes nothing here (`user`, `store`, `metadata` …) is checked and ignored.
 //! - Extensions, named as vLLM names them: `top_k`, `min_p`, `typical_p`, `repetition_penalty`, `stop_token_ids`,
-//!   `ignore_eos`, `return_token_ids`, and `enable_thinking` (also inside `chat_template_kwargs`).
+//!   `ignore_eos`, `return_token_ids`, `usage: {"include": true}` (OpenRouter's name for telling the cost), and `enable_thinking` (also inside `chat_template_kwargs`).
 
 mod chat;
 mod chat_request;
