@@ -16,6 +16,9 @@ use super::fair_share::OUTPUT_TOKEN_WEIGHT;
 use super::{Draft, Scheduler, Sequence, SequenceId};
 use crate::cost_model::StepShape;
 
+/// Of what others may add: predictions err, and a request also waits for the step that is under way when it comes.
+const MARGIN: f64 = 0.85;
+
 impl Scheduler {
     /// The sequences that decode in this step, in the order of their turns.
     pub(super) fn decodes_in_turn(&self, class: Priority) -> Vec<SequenceId> {
@@ -67,7 +70,7 @@ impl Scheduler {
         let mut limit_ms = f64::INFINITY;
         for (&tenant, queue) in queues {
             let alone_ms = self.cost.predict_ms(self.decode_shape_of(queue));
-            limit_ms = limit_ms.min(alone_ms * total / self.shares.weight(tenant));
+            limit_ms = limit_ms.min(alone_ms * (1.0 + self.others(tenant, total)));
         }
         // Whoever has only prompts comes after the decodes of a step: room is left for one of them.
         for sequence in self.sequences.values() {
@@ -78,8 +81,7 @@ impl Scheduler {
             let tokens = sequence.remaining().min(self.config.max_step_tokens);
             let shape = StepShape::default().with(sequence.num_computed, tokens, true);
             let alone_ms = self.cost.predict_ms(shape).min(self.config.prompt_step_ms);
-            let others = total / self.shares.weight(sequence.tenant) - 1.0;
-            limit_ms = limit_ms.min(alone_ms * others);
+            limit_ms = limit_ms.min(alone_ms * self.others(sequence.tenant, total));
         }
         Some(limit_ms)
     }
@@ -96,7 +98,7 @@ impl Scheduler {
         }
         let others = parts.into_iter().filter(|(other, _)| *other != tenant);
         others
-            .map(|(other, part)| self.cost.predict_ms(part) * total / self.shares.weight(other))
+            .map(|(other, part)| self.cost.predict_ms(part) * (1.0 + self.others(other, total)))
             .fold(f64::INFINITY, f64::min)
     }
 
@@ -129,6 +131,11 @@ impl Scheduler {
             .filter(|(part, count, _)| *part > own_part && *count > 1)
             .max_by(|a, b| a.0.total_cmp(&b.0))
             .map(|(_, _, latest)| latest)
+    }
+
+    /// What others may add to a step of `tenant`, as a multiple of what its own part takes.
+    fn others(&self, tenant: u64, total: f64) -> f64 {
+        MARGIN * (total / self.shares.weight(tenant) - 1.0)
     }
 
     /// Weights of the tenants with something of this class, if there are several.
