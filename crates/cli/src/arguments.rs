@@ -6,7 +6,8 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::command::{
-    bench, chat, completions, keys, ledger, list, perplexity, pull, rm, serve, show, tokenize, up,
+    bench, chat, completions, cost, invoice, keys, ledger, list, perplexity, price, pull, rm,
+    serve, show, tokenize, up, usage,
 };
 use crate::config::{LogFormat, LogLevel, Settings};
 use crate::logging;
@@ -106,6 +107,10 @@ enum Command {
     Rm(rm::RmArgs),
     Keys(keys::KeysArgs),
     Ledger(ledger::LedgerArgs),
+    Price(price::PriceArgs),
+    Cost(cost::CostArgs),
+    Usage(usage::UsageArgs),
+    Invoice(invoice::InvoiceArgs),
     Perplexity(perplexity::PerplexityArgs),
     Tokenize(tokenize::TokenizeArgs),
     Bench(bench::BenchArgs),
@@ -130,6 +135,10 @@ impl Cli {
             Command::Rm(args) => rm::run(&settings, &args),
             Command::Keys(args) => keys::run(&settings, &args),
             Command::Ledger(args) => ledger::run(&settings, &args),
+            Command::Price(args) => price::run(&settings, &args),
+            Command::Cost(args) => cost::run(&settings, &args),
+            Command::Usage(args) => usage::run(&settings, &args),
+            Command::Invoice(args) => invoice::run(&settings, &args),
             Command::Perplexity(args) => perplexity::run(settings, &args),
             Command::Tokenize(args) => tokenize::run(&settings, &args),
             Command::Bench(args) => bench::run(&settings, &args),

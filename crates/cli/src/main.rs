@@ -4,6 +4,7 @@ mod arguments;
 mod bench;
 mod command;
 mod config;
+mod kept_ledger;
 mod keys_folder;
 mod ledger_folder;
 mod load;

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
+use mintage_ledger::Amount;
+
 /// Bytes in the unit people read: `468.6 MiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -22,6 +24,18 @@ pub(crate) fn parameters(count: u64) -> String {
         1_000_000..1_000_000_000 => format!("{}M", (count + 500_000) / 1_000_000),
         _ => format!("{:.2}B", count as f64 / 1e9),
     }
+}
+
+/// A share in thousandths as people read it: `-80.0 %`.
+pub(crate) fn permille(permille: i128) -> String {
+    let sign = if permille < 0 { '-' } else { '+' };
+    let permille = permille.unsigned_abs();
+    format!("{sign}{}.{} %", permille / 10, permille % 10)
+}
+
+/// A price in pico for a token, for a million tokens: exact.
+pub(crate) fn per_million(pico_per_token: u64) -> String {
+    Amount::from_pico(i128::from(pico_per_token) * 1_000_000).to_string()
 }
 
 /// Columns as wide as their widest cell; the last one is not padded.
@@ -87,6 +101,13 @@ mod tests {
         assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
         assert_eq!(parameters(494_032_768), "494M");
         assert_eq!(parameters(1_543_714_304), "1.54B");
+    }
+
+    #[test]
+    fn money_reads_well() {
+        assert_eq!(permille(-800), "-80.0 %");
+        assert_eq!(permille(5), "+0.5 %");
+        assert_eq!(per_million(187_500), "0.1875");
     }
 
     #[test]

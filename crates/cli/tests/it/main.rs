@@ -13,6 +13,7 @@ mod chatting;
 mod ledger;
 mod messages;
 mod models;
+mod prices;
 mod serving;
 
 use std::path::{Path, PathBuf};
