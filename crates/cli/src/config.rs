@@ -176,6 +176,9 @@ pub(crate) struct ModelSettings {
     /// What clients call it.
     #[serde(default)]
     pub(crate) name: Option<String>,
+    /// A smaller model of the same vocabulary that guesses tokens for it.
+    #[serde(default)]
+    pub(crate) draft: Option<String>,
 }
 
 impl Settings {
@@ -324,7 +327,7 @@ mod tests {
                 "threads, context_tokens, kv_cache_mib, max_running, max_waiting, step_tokens, \
                  speculation",
             ),
-            ("[[model]]\nx = 1", "source, name"),
+            ("[[model]]\nx = 1", "source, name, draft"),
         ];
         for (text, keys) in expected {
             let error = Settings::parse(text).unwrap_err();

@@ -4,23 +4,21 @@ use std::io::IsTerminal as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mintage_engine::{
-    CpuEngine, CpuEngineConfig, Decoder, DecoderOptions, KvSize, LoadProgress, SchedulerConfig,
-    WeightStorage,
+    CpuEngine, CpuEngineConfig, Decoder, DecoderOptions, Forward, KvSize, LoadProgress, MAX_DRAFTS,
+    SchedulerConfig, WeightStorage,
 };
 use mintage_hub::ResolvedModel;
-use mintage_kernels::{KvFormat, available_threads};
-use mintage_model::{GenerationDefaults, ModelFile, TextModel};
+use mintage_kernels::{KvFormat, PAGE_TOKENS, available_threads};
+use mintage_model::{DecoderConfig, GenerationDefaults, ModelFile, TextModel, TokenId};
 
 use crate::config::EngineSettings;
 use crate::models;
 
 /// Events that may wait for a slow reader before its request pauses.
-const EVENT_CAPACITY: usize = 64;
-/// Guesses verified for one request in a step, at most.
-const MAX_DRAFTS: usize = 8;
+const EVENT_CAPACITY: usize = 128;
 
 /// A model ready to compute.
 pub(crate) struct LoadedModel {
@@ -30,16 +28,31 @@ pub(crate) struct LoadedModel {
     pub(crate) took: Duration,
 }
 
-/// Opens a model, packs its weights and starts its engine under the name `name`.
+/// Opens a model, packs its weights and starts its engine under the name `name`; with `draft` a smaller model guesses
+/// for it, and shares its memory for keys and values.
 pub(crate) fn engine(
     settings: &EngineSettings,
     model: &ResolvedModel,
+    draft: Option<&ResolvedModel>,
     name: &str,
 ) -> Result<LoadedModel> {
     let started = Instant::now();
+    let draft = draft.filter(|_| settings.speculation);
     let file = models::open(model)?;
-    let kv_size = KvSize::Bytes(settings.kv_cache_mib.saturating_mul(1 << 20));
-    let (decoder, text) = decoder_and_text(&file, &options(settings, kv_size), model)?;
+    let draft_file = draft.map(models::open).transpose()?;
+    let page_bytes = |file: &ModelFile| kv_page_bytes(file.config());
+    let pages_bytes = page_bytes(&file) + draft_file.as_ref().map_or(0, page_bytes);
+    let pages = settings.kv_cache_mib.saturating_mul(1 << 20) / pages_bytes.max(1);
+    let options = options(settings, KvSize::Pages(pages.max(1)));
+    let (decoder, text) = decoder_and_text(&file, &options, model)?;
+    let mut draft_forward: Option<Box<dyn Forward>> = None;
+    if let (Some(draft), Some(file)) = (draft, &draft_file) {
+        let (decoder, draft_text) = decoder_and_text(file, &options, draft)?;
+        same_vocabulary(&text, &draft_text).with_context(|| {
+            format!("`{}` cannot be the draft model of `{}`", draft.name, model.name)
+        })?;
+        draft_forward = Some(Box::new(decoder));
+    }
     let scheduler = SchedulerConfig {
         max_drafts: if settings.speculation { MAX_DRAFTS } else { 0 },
         max_running: settings.max_running,
@@ -52,13 +65,41 @@ pub(crate) fn engine(
         context_length: (settings.context_tokens > 0).then_some(settings.context_tokens),
         event_capacity: EVENT_CAPACITY,
     };
-    let engine = CpuEngine::start(name.to_owned(), Box::new(decoder), config)?;
+    let name = name.to_owned();
+    let engine = CpuEngine::start_with_draft(name, Box::new(decoder), draft_forward, config)?;
     Ok(LoadedModel {
         engine: Arc::new(engine),
         text: Arc::new(text),
         defaults: file.generation().clone(),
         took: started.elapsed(),
     })
+}
+
+/// Bytes of a page of the KV cache: keys and values of all layers, two bytes each. The sizes are a file's claims.
+fn kv_page_bytes(config: &DecoderConfig) -> usize {
+    [config.num_layers, config.num_kv_heads, config.head_dim, PAGE_TOKENS, 2 * 2]
+        .into_iter()
+        .fold(1, usize::saturating_mul)
+}
+
+/// A draft model speaks in token ids: every id must mean the same to both.
+fn same_vocabulary(model: &TextModel, draft: &TextModel) -> Result<()> {
+    let (model, draft) = (model.tokenizer(), draft.tokenizer());
+    let common = model.vocab_size().min(draft.vocab_size());
+    let shown = |bytes: Option<&[u8]>| {
+        bytes.map_or("nothing".to_owned(), |bytes| format!("`{}`", bytes.escape_ascii()))
+    };
+    for id in 0..common as TokenId {
+        let (ours, theirs) = (model.token_bytes(id), draft.token_bytes(id));
+        if ours != theirs || model.token_kind(id) != draft.token_kind(id) {
+            bail!(
+                "their vocabularies differ: token {id} is {} here and {} there; take a smaller model of the same family",
+                shown(ours),
+                shown(theirs)
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The forward pass alone, for measurements: no scheduler, a cache of `kv_size`.
@@ -69,6 +110,22 @@ pub(crate) fn decoder(
 ) -> Result<(Decoder, TextModel)> {
     let file = models::open(model)?;
     decoder_and_text(&file, &options(settings, kv_size), model)
+}
+
+/// The same model with weights, activations and cache in f32: what quantised arithmetic is compared with.
+pub(crate) fn reference_decoder(
+    settings: &EngineSettings,
+    model: &ResolvedModel,
+    kv_size: KvSize,
+) -> Result<Decoder> {
+    let file = models::open(model)?;
+    let options = DecoderOptions {
+        kv_format: KvFormat::F32,
+        weights: WeightStorage::Float,
+        ..options(settings, kv_size)
+    };
+    Decoder::load(&file, &options, &mut |_| {})
+        .with_context(|| format!("the weights of `{}` cannot be loaded", model.name))
 }
 
 /// The text side alone; reads no weights.

@@ -9,6 +9,8 @@
 const FORGETTING: f64 = 0.97;
 /// Weight of the pull to the last fit, in observations.
 const RIDGE: f64 = 0.05;
+/// What steps of one row cannot tell apart is laid on their fixed part first: reading the weights.
+const DECODE_SLOPE_FIRMNESS: f64 = 4.0;
 /// Durations below this count as this when errors are weighted, ms.
 const SHORTEST_STEP_MS: f64 = 1.0;
 const FEATURES: usize = 4;
@@ -46,14 +48,17 @@ impl StepShape {
 #[derive(Clone, Debug)]
 struct LinearModel {
     weights: [f64; FEATURES],
+    /// How much stronger than on the fixed part the pull on the other weights is.
+    slope_firmness: f64,
     /// Weighted sums of features × features, and of features × duration.
     moments: [[f64; FEATURES]; FEATURES],
     products: [f64; FEATURES],
 }
 
 impl LinearModel {
-    fn new(weights: [f64; FEATURES]) -> Self {
-        Self { weights, moments: [[0.0; FEATURES]; FEATURES], products: [0.0; FEATURES] }
+    fn new(weights: [f64; FEATURES], slope_firmness: f64) -> Self {
+        let (moments, products) = ([[0.0; FEATURES]; FEATURES], [0.0; FEATURES]);
+        Self { weights, slope_firmness, moments, products }
     }
 
     fn predict_ms(&self, features: &[f64; FEATURES]) -> f64 {
@@ -72,7 +77,8 @@ impl LinearModel {
         let mut right = self.products;
         for i in 0..FEATURES {
             // Scaled like the observations: relative to the share of the duration that the weight explains.
-            let pull = RIDGE * (weight * features[i] * features[i]).max(1e-9);
+            let firmness = if i == 0 { RIDGE } else { self.slope_firmness * RIDGE };
+            let pull = firmness * (weight * features[i] * features[i]).max(1e-9);
             matrix[i][i] += pull;
             right[i] += pull * self.weights[i];
         }
@@ -123,14 +129,21 @@ pub struct CostModel {
 impl Default for CostModel {
     /// A guess to start from: a small model on a small machine. A few steps correct it.
     fn default() -> Self {
-        Self {
-            decode: LinearModel::new([15.0, 3.0, 3.0, 0.002]),
-            mixed: LinearModel::new([10.0, 3.0, 3.0, 0.002]),
-        }
+        Self::guessed(1.0)
     }
 }
 
 impl CostModel {
+    /// To start from: so many times what [`CostModel::default`] expects.
+    #[must_use]
+    pub fn guessed(times: f64) -> Self {
+        let weights = |weights: [f64; FEATURES]| weights.map(|weight| weight * times);
+        Self {
+            decode: LinearModel::new(weights([15.0, 3.0, 3.0, 0.002]), DECODE_SLOPE_FIRMNESS),
+            mixed: LinearModel::new(weights([10.0, 3.0, 3.0, 0.002]), 1.0),
+        }
+    }
+
     /// Predicted duration, ms.
     #[must_use]
     pub fn predict_ms(&self, shape: StepShape) -> f64 {

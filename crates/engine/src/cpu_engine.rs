@@ -18,6 +18,7 @@ use mintage_model::{
 use crate::engine_core::{EngineCore, StepOutcome};
 use crate::forward::Forward;
 use crate::scheduler::{SchedulerConfig, SequenceId};
+use crate::speculation::DraftModel;
 
 /// How long the thread sleeps when all requests wait for their readers, ms.
 const PAUSED_POLL_MS: u64 = 2;
@@ -39,7 +40,7 @@ pub struct CpuEngineConfig {
 
 impl Default for CpuEngineConfig {
     fn default() -> Self {
-        Self { scheduler: SchedulerConfig::default(), context_length: None, event_capacity: 64 }
+        Self { scheduler: SchedulerConfig::default(), context_length: None, event_capacity: 128 }
     }
 }
 
@@ -113,6 +114,20 @@ impl CpuEngine {
         forward: Box<dyn Forward>,
         config: CpuEngineConfig,
     ) -> Result<Self, StartError> {
+        Self::start_with_draft(model, forward, None, config)
+    }
+
+    /// The same with a smaller model of the same vocabulary, `draft`, that guesses for the other. Its own pages bound
+    /// how much it guesses, nothing else.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start_with_draft(
+        model: String,
+        forward: Box<dyn Forward>,
+        draft: Option<Box<dyn Forward>>,
+        config: CpuEngineConfig,
+    ) -> Result<Self, StartError> {
         let mut scheduler = config.scheduler;
         let pages = u32::try_from(forward.pages()).unwrap_or(u32::MAX);
         scheduler.pages = if scheduler.pages == 0 { pages } else { scheduler.pages.min(pages) };
@@ -130,7 +145,12 @@ impl CpuEngine {
             vocab_size: u32::try_from(decoder.vocab_size).unwrap_or(u32::MAX),
         };
         let max_waiting = u32::try_from(scheduler.max_waiting).unwrap_or(u32::MAX);
-        let core = EngineCore::new(forward, scheduler, info.context_length);
+        let page_tokens = scheduler.page_tokens;
+        let draft = draft.map(|draft| {
+            let pages = u32::try_from(draft.pages()).unwrap_or(u32::MAX);
+            DraftModel::new(draft, pages, page_tokens)
+        });
+        let core = EngineCore::new(forward, scheduler, info.context_length).with_draft_model(draft);
         let event_capacity =
             config.event_capacity.max(EVENTS_BESIDES_TOKENS + core.max_tokens_a_step());
         let shared = Arc::new(Shared::default());

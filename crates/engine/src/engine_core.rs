@@ -16,7 +16,7 @@ use mintage_model::{
 use crate::forward::{Batch, BatchSequence, Forward, ForwardError, LogitsBuffer, LogitsFor};
 use crate::sampler::{Sampler, logprobs};
 use crate::scheduler::{NewSequence, PlannedRow, Scheduler, SchedulerConfig, SequenceId, StepPlan};
-use crate::speculation::{Drafter, MAX_DRAFTS, MAX_STEP_DRAFTS};
+use crate::speculation::{DraftModel, MAX_DRAFTS, NgramDrafter};
 
 /// Tells the time since the engine's start.
 pub type Clock<'a> = &'a dyn Fn() -> Duration;
@@ -32,13 +32,22 @@ pub enum StepOutcome {
     Idle,
 }
 
+/// Where a sequence's guesses come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum GuessedBy {
+    Ngrams,
+    DraftModel,
+}
+
 /// A request being worked on.
 #[derive(Debug)]
 struct Active {
     request: GenerateRequest,
     deadline: Option<Duration>,
     sampler: Sampler,
-    drafter: Drafter,
+    ngrams: NgramDrafter,
+    /// Whom the guesses of this step are from.
+    guessed_by: GuessedBy,
     output_tokens: u32,
     /// Entries for the prompt's tokens so far, where asked for.
     prompt_logprobs: Option<Vec<SampledToken>>,
@@ -51,6 +60,8 @@ struct Active {
 /// All requests of an engine, and the model they run on.
 pub struct EngineCore {
     forward: Box<dyn Forward>,
+    /// Guesses for it, until it fails.
+    draft_model: Option<DraftModel>,
     scheduler: Scheduler,
     config: SchedulerConfig,
     context_length: u32,
@@ -67,6 +78,7 @@ impl EngineCore {
         Self {
             scheduler: Scheduler::new(config.clone()),
             forward,
+            draft_model: None,
             config,
             context_length,
             active: BTreeMap::new(),
@@ -74,6 +86,13 @@ impl EngineCore {
             scratch: Vec::new(),
             totals: EngineLoad::default(),
         }
+    }
+
+    /// The same engine with a smaller model that guesses for its own.
+    #[must_use]
+    pub fn with_draft_model(mut self, draft_model: Option<DraftModel>) -> Self {
+        self.draft_model = draft_model;
+        self
     }
 
     /// Queues a valid request (`mintage_model::validate`); `None` where the queue is full.
@@ -96,7 +115,8 @@ impl EngineCore {
         let active = Active {
             deadline,
             sampler: Sampler::new(request.sampling.clone(), &request.prompt),
-            drafter: Drafter::default(),
+            ngrams: NgramDrafter::default(),
+            guessed_by: GuessedBy::Ngrams,
             output_tokens: 0,
             prompt_logprobs: request.prompt_logprobs.map(|_| Vec::new()),
             prefilled: false,
@@ -129,6 +149,9 @@ impl EngineCore {
     pub fn end(&mut self, id: SequenceId, reason: FinishReason, now: Duration, emit: Emit<'_>) {
         let cached = self.scheduler.num_cached(id);
         self.scheduler.remove(id);
+        if let Some(draft_model) = &mut self.draft_model {
+            draft_model.retain(|other| other != id);
+        }
         let Some(active) = self.active.remove(&id) else { return };
         let finish = Finish {
             reason,
@@ -163,6 +186,9 @@ impl EngineCore {
         }
         self.totals = self.load();
         self.scheduler = Scheduler::new(self.config.clone());
+        if let Some(draft_model) = &mut self.draft_model {
+            draft_model.reset();
+        }
     }
 
     /// One step.
@@ -171,9 +197,8 @@ impl EngineCore {
     /// What the forward pass refused; the caller resets.
     pub fn step(&mut self, clock: Clock<'_>, emit: Emit<'_>) -> Result<StepOutcome, ForwardError> {
         let start = clock();
-        if self.config.max_drafts > 0 {
-            self.propose_drafts();
-        }
+        let guessing =
+            if self.config.max_drafts > 0 { self.propose_drafts(clock) } else { Duration::ZERO };
         let plan = self.scheduler.schedule(start);
         if plan.rows.is_empty() {
             return Ok(StepOutcome::Idle);
@@ -188,40 +213,12 @@ impl EngineCore {
         let after = clock();
         self.collect(&plan, after, emit);
         self.totals.steps += 1;
-        self.totals.forward_time += after.saturating_sub(before);
+        self.totals.forward_time += after.saturating_sub(before) + guessing;
         let step_time = clock().saturating_sub(start);
         self.totals.step_time += step_time;
-        self.scheduler.observe(plan.shape, step_time.as_secs_f64() * 1000.0);
+        let own = step_time.saturating_sub(guessing);
+        self.scheduler.observe(plan.shape, own.as_secs_f64() * 1000.0);
         Ok(StepOutcome::Computed)
-    }
-
-    /// Guesses tokens for sequences that decode, as far as verifying them pays.
-    fn propose_drafts(&mut self) {
-        let mut shape = self.scheduler.decode_shape();
-        let mut tokens = shape.decode_rows as f64;
-        let mut room = MAX_STEP_DRAFTS;
-        for (&id, active) in &mut self.active {
-            if !self.scheduler.is_decoding(id) {
-                continue;
-            }
-            self.scheduler.set_drafts(id, &[]);
-            let sequence = self.scheduler.tokens(id);
-            // The last token allowed is sampled without a guess.
-            let left = active.request.max_new_tokens.saturating_sub(active.output_tokens) as usize;
-            let context = (self.context_length as usize).saturating_sub(sequence.len());
-            let most = self.config.max_drafts.min(MAX_DRAFTS).min(room);
-            let most = most.min(left.saturating_sub(1)).min(context.saturating_sub(1));
-            let mut guess = active.drafter.guess(sequence, most);
-            let computed = sequence.len() - 1;
-            let cost = self.scheduler.cost();
-            let (count, gained) =
-                active.drafter.worthwhile(cost, shape, tokens, computed, guess.len());
-            guess.truncate(count);
-            shape = shape.with(computed, count, false);
-            tokens += gained;
-            room -= count;
-            self.scheduler.set_drafts(id, &guess);
-        }
     }
 
     /// The forward pass of a plan.
@@ -319,9 +316,7 @@ impl EngineCore {
             };
             if drafted.get(accepted) != Some(&token) {
                 self.totals.accepted_draft_tokens += accepted as u64;
-                if let Some(active) = self.active.get_mut(&id) {
-                    active.drafter.verified(drafts, accepted);
-                }
+                self.learn_from_drafts(id, drafts, accepted);
                 self.scheduler.commit(row, drafts - accepted);
                 self.scheduler.push_token(id, token);
                 return;
@@ -422,6 +417,9 @@ impl EngineCore {
     /// The first breach found.
     pub fn check(&self) -> Result<(), String> {
         self.scheduler.check()?;
+        if let Some(draft_model) = &self.draft_model {
+            draft_model.check(|id| self.active.contains_key(&id))?;
+        }
         let (running, waiting) = self.scheduler.running_and_waiting();
         if running + waiting != self.active.len() {
             return Err(format!(
@@ -437,5 +435,7 @@ impl EngineCore {
         Ok(())
     }
 }
+
+mod drafting;
 #[cfg(test)]
 mod tests;

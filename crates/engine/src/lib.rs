@@ -24,6 +24,7 @@ pub use perplexity::{
     kl_divergence, perplexity,
 };
 pub use scheduler::SchedulerConfig;
+pub use speculation::{DraftModel, MAX_DRAFTS};
 
 #[cfg(test)]
 mod testing;

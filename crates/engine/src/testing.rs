@@ -27,6 +27,12 @@ pub(crate) struct FakeForward {
     pub(crate) computed: Arc<AtomicU64>,
     /// How long a step really sleeps, ms.
     pub(crate) sleep_ms: u64,
+    /// What a step, and each token in it, adds to the clock, µs.
+    pub(crate) cost_us: (u64, u64),
+    /// Models of different salt agree about some tokens only.
+    pub(crate) salt: u64,
+    /// Steps after which it fails: with an error, or panicking.
+    pub(crate) fails_after: Option<(u64, bool)>,
 }
 
 fn mix(a: u64, b: u64) -> u64 {
@@ -56,6 +62,9 @@ impl FakeForward {
             clock: Arc::default(),
             computed: Arc::default(),
             sleep_ms: 0,
+            cost_us: (10_000, 2_000),
+            salt: 1,
+            fails_after: None,
         }
     }
 
@@ -66,7 +75,7 @@ impl FakeForward {
 
     fn compute(&mut self, sequence: &BatchSequence<'_>, mut rows: impl FnMut(usize, u64, TokenId)) {
         // The whole prefix is read, as attention does.
-        let mut state = 1;
+        let mut state = self.salt;
         for position in 0..sequence.first_position {
             let value = self.slots[self.slot(sequence, position)];
             assert_ne!(value, 0, "position {position} reads a slot that was never written");
@@ -93,6 +102,14 @@ impl Forward for FakeForward {
     }
 
     fn step(&mut self, batch: &Batch<'_>, logits: &mut LogitsBuffer) -> Result<(), ForwardError> {
+        if let Some((left, panics)) = &mut self.fails_after {
+            if *left == 0 {
+                assert!(!*panics, "the model fails");
+                let message = "the model fails".to_owned();
+                return Err(ForwardError::Batch { sequence: 0, message });
+            }
+            *left -= 1;
+        }
         let mut written = HashSet::new();
         for sequence in batch.sequences {
             for index in 0..sequence.tokens.len() {
@@ -127,7 +144,8 @@ impl Forward for FakeForward {
         }
         let tokens = batch.tokens() as u64;
         self.computed.fetch_add(tokens, Ordering::Relaxed);
-        self.clock.fetch_add(10_000 + 2_000 * tokens, Ordering::Relaxed);
+        let (step_us, token_us) = self.cost_us;
+        self.clock.fetch_add(step_us + token_us * tokens, Ordering::Relaxed);
         if self.sleep_ms > 0 {
             std::thread::sleep(std::time::Duration::from_millis(self.sleep_ms));
         }

@@ -458,4 +458,63 @@ mod tests {
         assert_eq!(Pool::new(0).threads(), 1);
         assert!(available_threads() >= 1);
     }
+
+    /// Not a test by itself: what this process is granted, for [`threads_granted`].
+    #[test]
+    fn prints_what_it_is_granted() {
+        println!("granted {}", available_threads());
+    }
+
+    /// What a process that `wrapper` (a shell script that ends with `exec "$@"`) starts is granted.
+    #[cfg(all(target_os = "linux", not(miri)))]
+    fn threads_granted(wrapper: &str) -> Option<usize> {
+        let name = "pool::tests::prints_what_it_is_granted";
+        let out = std::process::Command::new("sh")
+            .args(["-c", wrapper, "sh"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(out.stdout).unwrap();
+        let number = text.split("granted ").nth(1)?;
+        number.split_whitespace().next()?.parse().ok()
+    }
+
+    #[cfg(all(target_os = "linux", not(miri)))]
+    #[test]
+    fn affinity_and_cgroup_quotas_are_honoured() {
+        match threads_granted(r#"exec taskset -c 0 "$@""#) {
+            Some(threads) => assert_eq!(threads, 1, "pinned to one core"),
+            None => eprintln!("skipped: no `taskset` here"),
+        }
+        // A group of our own with one core's time: version 2, or version 1, wherever we may make one.
+        let folders = [
+            ("/sys/fs/cgroup", "cpu.max", "100000 100000"),
+            ("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", "100000"),
+        ];
+        let mut tried = 0;
+        for (root, limit, value) in folders {
+            let group = format!("{root}/mintage-test-{}", std::process::id());
+            let script = format!(
+                r#"echo {value} > {group}/{limit} && echo $$ > {group}/cgroup.procs && exec "$@""#
+            );
+            if std::fs::create_dir(&group).is_err() {
+                continue;
+            }
+            // A folder that is no group has no list of processes, a controller that is off no limit.
+            let is_group = ["cgroup.procs", limit]
+                .iter()
+                .all(|file| std::path::Path::new(&format!("{group}/{file}")).exists());
+            let threads = if is_group { threads_granted(&script) } else { None };
+            let removed = std::fs::remove_dir(&group);
+            if let Some(threads) = threads {
+                assert_eq!(threads, 1, "{group}/{limit}");
+                tried += 1;
+            }
+            assert!(removed.is_ok(), "{group} is still there: {removed:?}");
+        }
+        if tried == 0 {
+            eprintln!("skipped: no cgroup can be made here");
+        }
+    }
 }

@@ -2,5 +2,6 @@
 
 pub(crate) mod engine;
 pub(crate) mod kernels;
+pub(crate) mod robustness;
 pub(crate) mod serve;
 pub(crate) mod speculation;

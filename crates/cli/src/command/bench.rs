@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::bench::{engine, kernels, serve, speculation};
+use crate::bench::{engine, kernels, robustness, serve, speculation};
 use crate::config::Settings;
 use crate::models;
 
@@ -20,6 +20,7 @@ enum BenchCommand {
     Engine(Box<engine::Options>),
     Serve(Box<serve::Options>),
     Speculation(Box<speculation::Options>),
+    Robustness(Box<robustness::Options>),
 }
 
 pub(crate) fn run(settings: &Settings, args: &BenchArgs) -> Result<()> {
@@ -33,6 +34,7 @@ pub(crate) fn run(settings: &Settings, args: &BenchArgs) -> Result<()> {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             runtime.block_on(serve::run(options))
         }
+        BenchCommand::Robustness(options) => robustness::run(settings.clone(), options),
         BenchCommand::Speculation(options) => speculation::run(settings.clone(), options),
     }
 }

@@ -70,6 +70,9 @@ pub(crate) struct ChatArgs {
     /// The same seed gives the same answers [default: from the clock]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Let this smaller model of the same vocabulary guess tokens for it
+    #[arg(long, value_name = "NAME|FILE")]
+    draft: Option<ModelRef>,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -88,7 +91,9 @@ pub(crate) fn run(mut settings: Settings, args: &ChatArgs) -> Result<()> {
     args.engine.apply(&mut settings);
     let prompt = one_prompt(args)?;
     let resolved = models::resolve(&settings, &args.model)?;
-    let model = load::engine(&settings.engine, &resolved, resolved.name.as_str())?;
+    let draft = args.draft.as_ref().map(|draft| models::resolve(&settings, draft)).transpose()?;
+    let name = resolved.name.as_str();
+    let model = load::engine(&settings.engine, &resolved, draft.as_ref(), name)?;
     if model.text.template().is_none() {
         bail!(
             "`{}` has no chat template: it is a base model, which continues text but does not chat",

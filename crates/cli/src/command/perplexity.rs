@@ -7,10 +7,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use mintage_engine::{KvSize, PerplexityOptions, perplexity};
+use mintage_engine::{Decoder, KvSize, PerplexityOptions, kl_divergence, perplexity};
 use mintage_hub::ModelRef;
 use mintage_kernels::PAGE_TOKENS;
-use mintage_model::SpecialTokens;
+use mintage_model::{SpecialTokens, TokenId};
 
 use crate::command::up::EngineArgs;
 use crate::config::Settings;
@@ -38,6 +38,10 @@ pub(crate) struct PerplexityArgs {
     /// Only the first so many windows
     #[arg(long, value_name = "N")]
     windows: Option<usize>,
+    /// Compare with the same model computed without quantising activations, in f32, instead: the mean divergence
+    /// (Kullback-Leibler, nats) of what it then predicts. Needs memory for the weights as f32
+    #[arg(long)]
+    kl: bool,
     /// For programs: one JSON object
     #[arg(long)]
     json: bool,
@@ -57,6 +61,17 @@ pub(crate) fn run(mut settings: Settings, args: &PerplexityArgs) -> Result<()> {
         tokens.truncate(windows.saturating_mul(args.window));
     }
     let options = PerplexityOptions { context: args.window, bos: tokenizer.leading_bos() };
+    if args.kl {
+        let mut reference = load::reference_decoder(&settings.engine, &model, pages)?;
+        return divergence(
+            args,
+            model.name.as_str(),
+            &mut reference,
+            &mut decoder,
+            &tokens,
+            &options,
+        );
+    }
     let bar = progress_bar();
     let started = Instant::now();
     let report = perplexity(&mut decoder, &tokens, &options, &mut |progress| {
@@ -85,6 +100,39 @@ pub(crate) fn run(mut settings: Settings, args: &PerplexityArgs) -> Result<()> {
         args.window,
         seconds,
         computed as f64 / seconds
+    ))?)
+}
+
+/// Prints how far `decoder` is from `reference`.
+fn divergence(
+    args: &PerplexityArgs,
+    name: &str,
+    reference: &mut Decoder,
+    decoder: &mut Decoder,
+    tokens: &[TokenId],
+    options: &PerplexityOptions,
+) -> Result<()> {
+    let bar = progress_bar();
+    let report = kl_divergence(reference, decoder, tokens, options, &mut |progress| {
+        bar.set_length(progress.total_windows as u64);
+        bar.set_position(progress.done_windows as u64);
+        bar.set_message(format!("divergence {:.6}", progress.so_far));
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    if args.json {
+        let line = serde_json::json!({
+            "model": name, "mean_kl_nats": report.mean_nats, "max_kl_nats": report.max_nats,
+            "same_top": report.same_top, "window_tokens": args.window, "scored_tokens": report.scored_tokens,
+        });
+        return Ok(output::print(&format!("{line}\n"))?);
+    }
+    Ok(output::print(&format!(
+        "divergence {:.6} nats on average, {:.4} at most; the likeliest token is the same {:.2} % of {} times\n",
+        report.mean_nats,
+        report.max_nats,
+        100.0 * report.same_top,
+        report.scored_tokens
     ))?)
 }
 

@@ -152,18 +152,22 @@ fn ensure_free(listen: SocketAddr) -> Result<()> {
 
 fn load_models(settings: &Settings) -> Result<Fleet> {
     let hub = Hub::open(settings.hub_config())?;
-    let default = [ModelSettings { source: DEFAULT_MODEL.to_owned(), name: None }];
+    let default = [ModelSettings { source: DEFAULT_MODEL.to_owned(), name: None, draft: None }];
     let wanted = if settings.models.is_empty() { &default[..] } else { &settings.models[..] };
     // All of them are fetched before the first is loaded: loading takes memory, fetching may fail.
     let mut resolved = Vec::new();
     for wanted in wanted {
         let reference: ModelRef = wanted.source.parse()?;
-        resolved.push((wanted, hub.resolve(&reference, &PullProgress::new())?));
+        let draft = match &wanted.draft {
+            Some(draft) => Some(hub.resolve(&draft.parse()?, &PullProgress::new())?),
+            None => None,
+        };
+        resolved.push((wanted, hub.resolve(&reference, &PullProgress::new())?, draft));
     }
     let mut fleet = Fleet { served: Vec::new(), engines: Vec::new() };
-    for (wanted, model) in resolved {
+    for (wanted, model, draft) in resolved {
         let name = wanted.name.clone().unwrap_or_else(|| model.name.to_string());
-        let loaded = load::engine(&settings.engine, &model, &name)?;
+        let loaded = load::engine(&settings.engine, &model, draft.as_ref(), &name)?;
         let context_tokens = loaded.engine.info().context_length;
         eprintln!(
             "{name} loaded in {:.1} s, context {context_tokens} tokens",

@@ -40,6 +40,9 @@ pub(crate) struct ServingArgs {
         help = "Serve this model: a name, a file or folder, or hf:OWNER/REPO[:FILE][@REV]; repeatable"
     )]
     models: Vec<String>,
+    /// Let this smaller model of the same vocabulary guess tokens for the first model
+    #[arg(long, value_name = "NAME|FILE", env = "MINTAGE_DRAFT")]
+    draft: Option<String>,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -56,6 +59,9 @@ pub(crate) struct EngineArgs {
     /// Memory for the KV cache of each model, MiB [default: 1024]
     #[arg(long, value_name = "MIB", env = "MINTAGE_KV_CACHE_MIB")]
     kv_cache_mib: Option<usize>,
+    /// Guess tokens ahead where that is faster; no answer changes [default: true]
+    #[arg(long, value_name = "BOOL", env = "MINTAGE_SPECULATION")]
+    speculation: Option<bool>,
 }
 
 impl ServingArgs {
@@ -65,8 +71,19 @@ impl ServingArgs {
             settings.server.listen = listen;
         }
         if !self.models.is_empty() {
-            let model = |source: &String| ModelSettings { source: source.clone(), name: None };
+            let model =
+                |source: &String| ModelSettings { source: source.clone(), name: None, draft: None };
             settings.models = self.models.iter().map(model).collect();
+        }
+        if let Some(draft) = &self.draft {
+            if settings.models.is_empty() {
+                let source = crate::models::DEFAULT_MODEL.to_owned();
+                settings.models.push(ModelSettings { source, name: None, draft: None });
+            }
+            // One draft model serves the model it fits; with several models the settings file says whose it is.
+            if let Some(first) = settings.models.first_mut() {
+                first.draft = Some(draft.clone());
+            }
         }
         self.engine.apply(settings);
     }
@@ -79,6 +96,7 @@ impl EngineArgs {
         engine.threads = self.threads.unwrap_or(engine.threads);
         engine.context_tokens = self.context.unwrap_or(engine.context_tokens);
         engine.kv_cache_mib = self.kv_cache_mib.unwrap_or(engine.kv_cache_mib);
+        engine.speculation = self.speculation.unwrap_or(engine.speculation);
     }
 }
 

@@ -31,6 +31,19 @@ impl Bench {
         }
     }
 
+    /// A cheaper model on `pages` pages guesses.
+    fn with_draft(mut self, pages: u32, salt: u64, fails_after: Option<(u64, bool)>) -> Self {
+        let page_tokens = self.core.config.page_tokens;
+        let mut forward = FakeForward::new(pages as usize, page_tokens);
+        forward.clock = Arc::clone(&self.clock);
+        forward.cost_us = (1_000, 300);
+        forward.salt = salt;
+        forward.fails_after = fails_after;
+        let draft = DraftModel::new(Box::new(forward), pages, page_tokens);
+        self.core = self.core.with_draft_model(Some(draft));
+        self
+    }
+
     fn now(&self) -> Duration {
         Duration::from_micros(self.clock.load(Ordering::Relaxed))
     }
@@ -428,6 +441,11 @@ fn simulate(seed: u64) -> EngineLoad {
         max_drafts: dice.below(3) as usize * 4,
         ..config(pages)
     });
+    if dice.once_in(2) {
+        let (salt, fails_after) = (1 + dice.below(2), dice.below(60));
+        let fails = dice.once_in(4).then_some((fails_after, seed.is_multiple_of(2)));
+        bench = bench.with_draft(2 + dice.below(60) as u32, salt, fails);
+    }
     let context = (pages - 1) * 4;
     let mut requests = BTreeMap::new();
     let mut paused = BTreeMap::new();
@@ -491,7 +509,7 @@ proptest! {
 
 #[test]
 fn the_simulator_takes_pages_away_and_guesses() {
-    let loads: Vec<_> = (0..40).map(simulate).collect();
+    let loads: Vec<_> = (0..100).map(simulate).collect();
     let sum = |of: fn(&EngineLoad) -> u64| loads.iter().map(of).sum::<u64>();
     let (preemptions, guesses) = (sum(|load| load.preemptions), sum(|load| load.draft_tokens));
     let right = sum(|load| load.accepted_draft_tokens);
@@ -512,4 +530,40 @@ fn guesses_save_steps_and_change_nothing() {
     let (guessed, guessed_steps) = run(8);
     assert_eq!(plain, guessed);
     assert!(guessed_steps < plain_steps, "{guessed_steps} steps instead of {plain_steps}");
+}
+
+/// A request that says nothing twice, with a draft model; returns what was said, the load, and how long it took.
+fn drafted(salt: u64, fails_after: Option<(u64, bool)>) -> (Vec<Event>, EngineLoad, Duration) {
+    let sampling = SamplingParams { seed: 3, ..SamplingParams::default() };
+    let wanted = GenerateRequest { sampling, ..request(&prompt(4, 30), 200) };
+    let max_drafts = MAX_DRAFTS;
+    let bench = Bench::new(SchedulerConfig { max_drafts, ..config(400) });
+    let mut bench = if salt == 0 { bench } else { bench.with_draft(400, salt, fails_after) };
+    let id = bench.submit(wanted);
+    bench.run();
+    assert_eq!(bench.finish(id).usage.output_tokens, 200);
+    (said(&bench.events[&id]), bench.core.load(), bench.now())
+}
+
+#[test]
+fn a_draft_model_saves_time_and_changes_nothing() {
+    let (plain, _, plain_time) = drafted(0, None);
+    // Of one mind, and of two.
+    for (salt, least_right, least_gain) in [(1, 0.9, 1.4), (2, 0.4, 1.05)] {
+        let (said, load, time) = drafted(salt, None);
+        assert_eq!(said, plain);
+        let right = load.accepted_draft_tokens as f64 / load.draft_tokens as f64;
+        let gain = plain_time.as_secs_f64() / time.as_secs_f64();
+        assert!(right > least_right && gain > least_gain, "{right:.2} right, {gain:.2} times");
+    }
+}
+
+#[test]
+fn a_draft_model_that_fails_is_done_without() {
+    let (plain, ..) = drafted(0, None);
+    for fails_after in [(0, false), (5, false), (7, true)] {
+        let (said, load, _) = drafted(1, Some(fails_after));
+        assert_eq!(said, plain);
+        assert!(load.draft_tokens < 150, "{} guesses", load.draft_tokens);
+    }
 }

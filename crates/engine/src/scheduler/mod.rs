@@ -58,7 +58,8 @@ pub struct SchedulerConfig {
     pub target_gap_ms: f64,
     /// How long a step may take while only prompts are computed, ms.
     pub prompt_step_ms: f64,
-    /// Guessed tokens verified for one sequence in a step, at most 8; 0 turns speculation off.
+    /// Guessed tokens verified for one sequence in a step, at most [`MAX_DRAFTS`](crate::MAX_DRAFTS); 0 turns
+    /// speculation off.
     pub max_drafts: usize,
 }
 
@@ -392,17 +393,33 @@ impl Scheduler {
         self.sequences.get(&id).map_or(&[], |sequence| &sequence.table.pages)
     }
 
-    /// Whether only the last sampled token of a sequence is to be computed: the time for drafts.
+    /// Whether of a sequence only the last sampled token is to be computed, in the next step: the time for drafts.
     #[must_use]
     pub fn is_decoding(&self, id: SequenceId) -> bool {
-        self.sequences.get(&id).is_some_and(Sequence::is_decoding)
+        let due = self.due();
+        self.sequences.get(&id).is_some_and(|s| s.is_decoding() && !s.paused && s.priority == due)
     }
 
-    /// The step that computes the last token of each sequence that decodes, without drafts.
+    /// Whether a sequence holds pages.
     #[must_use]
-    pub fn decode_shape(&self) -> StepShape {
-        let decoding = self.sequences.values().filter(|s| s.is_decoding() && !s.paused);
-        decoding.fold(StepShape::default(), |shape, s| shape.with(s.num_computed, 1, false))
+    pub fn is_running(&self, id: SequenceId) -> bool {
+        self.sequences.get(&id).is_some_and(|sequence| sequence.running)
+    }
+
+    /// Whether the next step has prompts to compute.
+    #[must_use]
+    pub fn prompts_wait(&self) -> bool {
+        let due = self.due();
+        self.sequences.values().any(|s| s.priority == due && !s.paused && !s.is_decoding())
+    }
+
+    /// The class that the next step belongs to.
+    fn due(&self) -> Priority {
+        let online = |s: &Sequence| s.priority == Priority::Online && !s.paused;
+        match self.sequences.values().any(online) {
+            true => Priority::Online,
+            false => Priority::Batch,
+        }
     }
 
     /// Guesses at the end of a sequence's tokens.

@@ -4,4 +4,5 @@
 mod dequantised_files;
 mod forward_goldens;
 mod forward_invariance;
+mod quantised_quality;
 mod serving;

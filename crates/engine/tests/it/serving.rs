@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use mintage_engine::{
-    CpuEngine, CpuEngineConfig, Decoder, DecoderOptions, KvSize, SchedulerConfig, WeightStorage,
+    CpuEngine, CpuEngineConfig, Decoder, DecoderOptions, Forward, KvSize, MAX_DRAFTS,
+    SchedulerConfig, WeightStorage,
 };
 use mintage_kernels::KvFormat;
 use mintage_model::{
@@ -18,12 +19,7 @@ use mintage_model::{
 const SMALL: &str = "smollm2-135m-instruct-q4_1.gguf";
 const QWEN: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
 
-fn engine(
-    file: &str,
-    pages: usize,
-    threads: usize,
-    scheduler: SchedulerConfig,
-) -> Option<CpuEngine> {
+fn decoder(file: &str, pages: usize, threads: usize) -> Option<Decoder> {
     let Some(folder) = std::env::var_os("MINTAGE_TEST_MODELS") else {
         eprintln!("skipped: MINTAGE_TEST_MODELS names no folder with models");
         return None;
@@ -35,9 +31,34 @@ fn engine(
         kv_size: KvSize::Pages(pages),
         weights: WeightStorage::AsStored,
     };
-    let decoder = Decoder::load(&ModelFile::open(&path).unwrap(), &options, &mut |_| {}).unwrap();
+    Some(Decoder::load(&ModelFile::open(&path).unwrap(), &options, &mut |_| {}).unwrap())
+}
+
+/// An engine; with `draft`, a file and a number of pages, that model guesses for the other.
+fn engine_with(
+    file: &str,
+    draft: Option<(&str, usize)>,
+    pages: usize,
+    threads: usize,
+    scheduler: SchedulerConfig,
+) -> Option<CpuEngine> {
+    let forward = Box::new(decoder(file, pages, threads)?);
+    let mut draft_forward: Option<Box<dyn Forward>> = None;
+    if let Some((file, pages)) = draft {
+        draft_forward = Some(Box::new(decoder(file, pages, threads)?));
+    }
     let config = CpuEngineConfig { scheduler, ..CpuEngineConfig::default() };
-    Some(CpuEngine::start(file.to_owned(), Box::new(decoder), config).unwrap())
+    let name = file.to_owned();
+    Some(CpuEngine::start_with_draft(name, forward, draft_forward, config).unwrap())
+}
+
+fn engine(
+    file: &str,
+    pages: usize,
+    threads: usize,
+    scheduler: SchedulerConfig,
+) -> Option<CpuEngine> {
+    engine_with(file, None, pages, threads, scheduler)
 }
 
 /// Requests of all kinds; every other one begins with the same 70 tokens.
@@ -107,9 +128,11 @@ fn assert_nothing_left(engine: &CpuEngine) {
     panic!("the engine does not come to rest: {:?}", engine.load());
 }
 
-/// Each request alone, whole, without cache hits; then all together on few pages in small chunks with other threads.
+/// Each request alone, whole, without cache hits and without guesses; then all together on few pages in small chunks
+/// with other threads, guessing.
 fn check(file: &str, requests: u32) {
-    let whole = SchedulerConfig { prompt_step_ms: 1e9, ..SchedulerConfig::default() };
+    let whole =
+        SchedulerConfig { prompt_step_ms: 1e9, max_drafts: 0, ..SchedulerConfig::default() };
     let Some(quiet) = engine(file, 64, 1, whole) else { return };
     let alone: Vec<_> = (0..requests)
         .map(|index| {
@@ -125,6 +148,7 @@ fn check(file: &str, requests: u32) {
         max_running: 8,
         max_step_tokens: 48,
         target_gap_ms: 5.0,
+        max_drafts: MAX_DRAFTS,
         ..SchedulerConfig::default()
     };
     let Some(engine) = engine(file, 10, 2, crowded) else { return };
@@ -147,6 +171,52 @@ fn company_changes_nothing_on_smollm2() {
 #[test]
 fn company_changes_nothing_on_qwen() {
     check(QWEN, 5);
+}
+
+/// A prompt that is copied, greedy and sampled: plain, with guesses from its own words, and with those of a draft model
+/// that is `draft`. Tokens, their log-probabilities and the usage are the same.
+fn check_guesses(file: &str, draft: &str) {
+    let copied: Vec<TokenId> = (0..40).map(|i| (i * 104_729 + 7) % 40_000).collect();
+    let requests: Vec<GenerateRequest> = [0.0, 0.8]
+        .map(|temperature| GenerateRequest {
+            prompt: [&copied[..], &copied[..], &copied[..8]].concat().into(),
+            max_new_tokens: 48,
+            sampling: SamplingParams { temperature, seed: 5, ..SamplingParams::default() },
+            logprobs: Some(2),
+            ..GenerateRequest::default()
+        })
+        .to_vec();
+    let run = |draft, max_drafts| {
+        let scheduler = SchedulerConfig { max_drafts, ..SchedulerConfig::default() };
+        let engine = engine_with(file, draft, 32, 2, scheduler)?;
+        let answers: Vec<_> = requests
+            .iter()
+            .map(|request| {
+                let (events, finish) = read(engine.submit(request.clone()).unwrap());
+                assert_eq!(finish.usage.output_tokens, 48);
+                events
+            })
+            .collect();
+        assert_nothing_left(&engine);
+        Some((answers, engine.load()))
+    };
+    let Some((plain, _)) = run(None, 0) else { return };
+    for draft in [None, Some((draft, 32))] {
+        let Some((guessed, load)) = run(draft, MAX_DRAFTS) else { return };
+        assert_eq!(guessed, plain, "draft model: {draft:?}");
+        assert!(load.accepted_draft_tokens > 10, "draft model: {draft:?}, {load:?}");
+        assert!(load.draft_tokens > load.accepted_draft_tokens || load.steps < 96, "{load:?}");
+    }
+}
+
+#[test]
+fn guesses_change_nothing_on_smollm2() {
+    check_guesses(SMALL, SMALL);
+}
+
+#[test]
+fn guesses_change_nothing_on_qwen() {
+    check_guesses(QWEN, QWEN);
 }
 
 #[test]

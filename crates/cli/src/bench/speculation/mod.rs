@@ -30,11 +30,14 @@ use prompts::Workload;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   mintage bench speculation --model qwen2.5-coder-0.5b-instruct-q4_k_m
-  mintage bench speculation --model model.gguf --workloads code --json out.json")]
+  mintage bench speculation --model 1.5b.gguf --draft 0.5b.gguf --workloads code --json out.json")]
 pub(crate) struct Options {
     /// A name, a file or a folder
     #[arg(long, default_value = DEFAULT_MODEL, value_name = "NAME|FILE")]
     model: ModelRef,
+    /// A smaller model of the same vocabulary that guesses for it
+    #[arg(long, value_name = "NAME|FILE")]
+    draft: Option<ModelRef>,
     /// Kinds of requests
     #[arg(long, value_enum, value_delimiter = ',', default_value = "edit,code,prose")]
     workloads: Vec<Workload>,
@@ -61,6 +64,7 @@ pub(crate) struct Options {
 #[derive(Serialize)]
 struct Report {
     model: String,
+    draft: Option<String>,
     threads: usize,
     users: usize,
     temperature: f32,
@@ -102,14 +106,17 @@ struct Side {
 pub(crate) fn run(mut settings: Settings, options: &Options) -> Result<()> {
     options.engine.apply(&mut settings);
     let model = models::resolve(&settings, &options.model)?;
+    let draft =
+        options.draft.as_ref().map(|draft| models::resolve(&settings, draft)).transpose()?;
     let plain = EngineSettings { speculation: false, ..settings.engine.clone() };
     let guessing = EngineSettings { speculation: true, ..settings.engine.clone() };
     let name = model.name.as_str();
-    let plain = load::engine(&plain, &model, name)?;
-    let guessing = load::engine(&guessing, &model, name)?;
+    let plain = load::engine(&plain, &model, None, name)?;
+    let guessing = load::engine(&guessing, &model, draft.as_ref(), name)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut report = Report {
         model: name.to_owned(),
+        draft: draft.map(|draft| draft.name.to_string()),
         threads: load::threads(&settings.engine),
         users: options.users,
         temperature: options.temperature,
@@ -253,7 +260,10 @@ async fn answer(
 }
 
 /// One answer, and the seconds from its first token to its last.
-async fn read(engine: &CpuEngine, request: GenerateRequest) -> Result<(Vec<TokenId>, f64)> {
+pub(super) async fn read(
+    engine: &CpuEngine,
+    request: GenerateRequest,
+) -> Result<(Vec<TokenId>, f64)> {
     let mut events = engine.submit(request)?;
     let mut tokens = Vec::new();
     let mut first = None;
