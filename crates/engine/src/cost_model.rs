@@ -9,8 +9,10 @@
 const FORGETTING: f64 = 0.97;
 /// Weight of the pull to the last fit, in observations.
 const RIDGE: f64 = 0.05;
-/// What steps of one row cannot tell apart is laid on their fixed part first: reading the weights.
-const DECODE_SLOPE_FIRMNESS: f64 = 4.0;
+/// How firm the weights of decodes are against it. What steps of one row cannot tell apart is laid on their fixed part
+/// first, reading the weights; and a context that grows while the machine slows down must not take the blame: what
+/// attending costs is believed only when steps of very different contexts say so.
+const DECODE_FIRMNESS: [f64; FEATURES] = [1.0, 8.0, 8.0, 4000.0];
 /// Durations below this count as this when errors are weighted, ms.
 const SHORTEST_STEP_MS: f64 = 1.0;
 const FEATURES: usize = 4;
@@ -48,17 +50,17 @@ impl StepShape {
 #[derive(Clone, Debug)]
 struct LinearModel {
     weights: [f64; FEATURES],
-    /// How much stronger than on the fixed part the pull on the other weights is.
-    slope_firmness: f64,
+    /// How strong the pull to the last fit is, for each weight.
+    firmness: [f64; FEATURES],
     /// Weighted sums of features × features, and of features × duration.
     moments: [[f64; FEATURES]; FEATURES],
     products: [f64; FEATURES],
 }
 
 impl LinearModel {
-    fn new(weights: [f64; FEATURES], slope_firmness: f64) -> Self {
+    fn new(weights: [f64; FEATURES], firmness: [f64; FEATURES]) -> Self {
         let (moments, products) = ([[0.0; FEATURES]; FEATURES], [0.0; FEATURES]);
-        Self { weights, slope_firmness, moments, products }
+        Self { weights, firmness, moments, products }
     }
 
     fn predict_ms(&self, features: &[f64; FEATURES]) -> f64 {
@@ -77,8 +79,7 @@ impl LinearModel {
         let mut right = self.products;
         for i in 0..FEATURES {
             // Scaled like the observations: relative to the share of the duration that the weight explains.
-            let firmness = if i == 0 { RIDGE } else { self.slope_firmness * RIDGE };
-            let pull = firmness * (weight * features[i] * features[i]).max(1e-9);
+            let pull = RIDGE * self.firmness[i] * (weight * features[i] * features[i]).max(1e-9);
             matrix[i][i] += pull;
             right[i] += pull * self.weights[i];
         }
@@ -139,8 +140,8 @@ impl CostModel {
     pub fn guessed(times: f64) -> Self {
         let weights = |weights: [f64; FEATURES]| weights.map(|weight| weight * times);
         Self {
-            decode: LinearModel::new(weights([15.0, 3.0, 3.0, 0.002]), DECODE_SLOPE_FIRMNESS),
-            mixed: LinearModel::new(weights([10.0, 3.0, 3.0, 0.002]), 1.0),
+            decode: LinearModel::new(weights([15.0, 3.0, 3.0, 0.002]), DECODE_FIRMNESS),
+            mixed: LinearModel::new(weights([10.0, 3.0, 3.0, 0.002]), [1.0; FEATURES]),
         }
     }
 
@@ -230,6 +231,21 @@ mod tests {
                         + 2.0 * shape.prompt_tokens as f64
                         + 0.02 * attended)
             });
+        }
+    }
+
+    #[test]
+    fn a_machine_that_slows_down_does_not_make_rows_dear() {
+        let mut model = CostModel::default();
+        let mut noise = 7u64;
+        for step in 0..2000 {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let shape = StepShape::default().with(1600 + step % 400, 1, false);
+            let swing = if step % 200 < 100 { 0.0 } else { 60.0 };
+            model.observe(shape, 60.0 + swing + (noise >> 59) as f64);
+            let one = model.predict_ms(shape);
+            let two = model.predict_ms(shape.with(1600 + step % 400, 1, false));
+            assert!(two < 1.5 * one, "step {step}: a row {one:.1} ms, two {two:.1} ms");
         }
     }
 

@@ -62,6 +62,8 @@ pub struct EngineCore {
     forward: Box<dyn Forward>,
     /// Guesses for it, until it fails.
     draft_model: Option<DraftModel>,
+    /// Steps since any guess was verified.
+    steps_unguessed: u32,
     scheduler: Scheduler,
     config: SchedulerConfig,
     context_length: u32,
@@ -79,6 +81,7 @@ impl EngineCore {
             scheduler: Scheduler::new(config.clone()),
             forward,
             draft_model: None,
+            steps_unguessed: 0,
             config,
             context_length,
             active: BTreeMap::new(),
