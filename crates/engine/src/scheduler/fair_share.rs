@@ -25,11 +25,11 @@ pub(crate) struct FairShare {
 }
 
 impl FairShare {
-    /// A sequence of `tenant` arrived. A tenant that had none starts level with the least served one: idleness is not
-    /// saved up.
+    /// A sequence of `tenant` arrived. A tenant that had none starts level with the least served one, by a hair
+    /// before it: idleness is not saved up, and a newcomer does not wait for a tie to be broken.
     pub(crate) fn enter(&mut self, tenant: u64, weight: u32) {
         let least = self.shares.values().map(|share| share.served).min().unwrap_or(0);
-        let fresh = Share { served: least, ..Share::default() };
+        let fresh = Share { served: least.saturating_sub(1), ..Share::default() };
         let share = self.shares.entry(tenant).or_insert(fresh);
         // A weight that the operator changed holds from the next request on.
         share.weight = weight.max(1);
