@@ -63,7 +63,8 @@ fn house(model: &str, folder: &Path, with_ledger: bool, token_delay: Duration) -
     let info = EngineInfo { model: "scripted".to_owned(), context_length: 4096, vocab_size };
     let engine = ScriptedEngine::new(info, 4096, move |request| {
         // The words of the prompt again, without its control tokens.
-        let words = request.prompt.iter().copied().filter(|id| *id < vocab_size / 2);
+        let ends = |id: &u32| request.stop_token_ids.contains(id);
+        let words = request.prompt.iter().copied().filter(|id| !ends(id));
         let tokens = if token_delay.is_zero() { ANSWER_TOKENS } else { 400 };
         let tokens: Vec<u32> = words.collect::<Vec<_>>().into_iter().cycle().take(tokens).collect();
         Ok(Script { tokens, token_delay, ..Script::default() })

@@ -61,14 +61,21 @@ pub(crate) struct ApiError {
     pub(crate) param: Option<String>,
     /// For programs.
     pub(crate) code: Option<&'static str>,
-    /// When to try again, ms; `None` leaves it to the kind of failure.
-    pub(crate) retry_after_ms: Option<u64>,
-    /// What a limit counts, as OpenAI's `type` has it.
-    pub(crate) counts: Option<&'static str>,
-    /// How the tenant's limits stand, for headers.
-    pub(crate) standings: Standings,
+    /// Of refusals for limits or money.
+    pub(crate) limit: Option<Box<LimitFacts>>,
     /// For the log only.
     pub(crate) log: Option<String>,
+}
+
+/// What a tenant is told of a limit that stands in its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LimitFacts {
+    /// When to try again, ms; `None`: waiting does not help.
+    pub(crate) retry_after_ms: Option<u64>,
+    /// What it counts, as OpenAI's `type` has it.
+    pub(crate) counts: &'static str,
+    /// How the tenant's limits stand, for headers.
+    pub(crate) standings: Standings,
 }
 
 /// What is attached to a response so that the access log can tell why.
@@ -95,9 +102,7 @@ impl ApiError {
             message: message.into(),
             param: None,
             code: Some(code),
-            retry_after_ms: None,
-            counts: None,
-            standings: Standings::default(),
+            limit: None,
             log: None,
         }
     }
@@ -199,9 +204,11 @@ impl ApiError {
             }
         };
         Self {
-            retry_after_ms: refusal.retry_after_ms,
-            counts: Some(counts),
-            standings: refusal.standings,
+            limit: Some(Box::new(LimitFacts {
+                retry_after_ms: refusal.retry_after_ms,
+                counts,
+                standings: refusal.standings,
+            })),
             log: Some(format!("{} of {}: {}", refusal.kind.code(), refusal.party, refusal)),
             ..Self::new(fault, code, refusal.to_string())
         }
@@ -210,7 +217,11 @@ impl ApiError {
     /// The organisation's balance does not cover what the request may cost.
     pub(crate) fn no_money(message: impl Into<String>) -> Self {
         Self {
-            counts: Some("insufficient_quota"),
+            limit: Some(Box::new(LimitFacts {
+                retry_after_ms: None,
+                counts: "insufficient_quota",
+                standings: Standings::default(),
+            })),
             ..Self::new(Fault::Payment, "insufficient_balance", message)
         }
     }
@@ -244,8 +255,8 @@ impl ApiError {
     }
 
     fn kind(&self) -> &'static str {
-        if let Some(counts) = self.counts {
-            return counts;
+        if let Some(limit) = &self.limit {
+            return limit.counts;
         }
         match self.fault {
             Fault::Unauthenticated => "authentication_error",
@@ -295,11 +306,14 @@ impl IntoResponse for ApiError {
             }
             _ => {}
         }
-        if let (Fault::RateLimited, Some(ms)) = (self.fault, self.retry_after_ms) {
+        let retry_after_ms = self.limit.as_ref().and_then(|limit| limit.retry_after_ms);
+        if let (Fault::RateLimited, Some(ms)) = (self.fault, retry_after_ms) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
             headers.insert("retry-after-ms", HeaderValue::from(ms.max(1)));
         }
-        rate_limit::add(&mut response, &self.standings);
+        if let Some(limit) = &self.limit {
+            rate_limit::add(&mut response, &limit.standings);
+        }
         let headers = response.headers_mut();
         // The rest of the body was not read, or the process goes: this connection is of no more use.
         if matches!(self.fault, Fault::TooLarge | Fault::BodyTimeout | Fault::ShuttingDown) {
