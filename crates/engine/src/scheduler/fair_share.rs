@@ -10,6 +10,9 @@ pub(crate) const OUTPUT_TOKEN_WEIGHT: u64 = 2;
 /// What a prompt token costs a tenant of weight 1: divides evenly by most weights.
 const TOKEN_UNITS: u64 = 720_720;
 
+/// How far a newcomer is ahead: the prompt tokens that most single requests have.
+const NEWCOMER_UNITS: u64 = 256 * TOKEN_UNITS;
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Share {
     /// In prompt tokens times `TOKEN_UNITS`, divided by the weight.
@@ -25,11 +28,12 @@ pub(crate) struct FairShare {
 }
 
 impl FairShare {
-    /// A sequence of `tenant` arrived. A tenant that had none starts level with the least served one, by a hair
-    /// before it: idleness is not saved up, and a newcomer does not wait for a tie to be broken.
+    /// A sequence of `tenant` arrived. A tenant that had none starts a little before the least served one:
+    /// idleness is not saved up, and a single request of a newcomer does not queue behind a crowd.
     pub(crate) fn enter(&mut self, tenant: u64, weight: u32) {
-        let least = self.shares.values().map(|share| share.served).min().unwrap_or(0);
-        let fresh = Share { served: least.saturating_sub(1), ..Share::default() };
+        let least = self.shares.values().map(|share| share.served).min();
+        let least = least.unwrap_or(2 * NEWCOMER_UNITS);
+        let fresh = Share { served: least.saturating_sub(NEWCOMER_UNITS), ..Share::default() };
         let share = self.shares.entry(tenant).or_insert(fresh);
         // A weight that the operator changed holds from the next request on.
         share.weight = weight.max(1);
