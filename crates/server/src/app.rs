@@ -12,6 +12,7 @@ use mintage_ledger::Principal;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
+use crate::admin::{self, Office};
 use crate::auth::{self, Access};
 use crate::config::Limits;
 use crate::error::{ApiError, Fault};
@@ -152,8 +153,13 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(health::metrics))
         .method_not_allowed_fallback(method_not_allowed);
+    let office = match &app.access {
+        Access::Keys(keys) => Some(Arc::new(Office::new(Arc::clone(keys)))),
+        Access::Open => None,
+    };
     protected
         .merge(public)
+        .merge(admin::router(&app, office))
         .fallback(not_found)
         // Bodies are bounded in `body`, with our own message.
         .layer(DefaultBodyLimit::disable())

@@ -66,7 +66,7 @@ fn identify(app: &App, headers: &HeaderMap) -> Result<Caller, ApiError> {
     }
 }
 
-fn with_key(keys: &DirectoryStore, headers: &HeaderMap) -> Result<Caller, ApiError> {
+pub(crate) fn with_key(keys: &DirectoryStore, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let refuse = |message: &str, log: &str| ApiError {
         log: Some(log.to_owned()),
         ..ApiError::new(Fault::Unauthenticated, "invalid_api_key", message)

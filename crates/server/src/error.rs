@@ -234,7 +234,7 @@ impl ApiError {
         }
     }
 
-    fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         match self.fault {
             Fault::Invalid => StatusCode::BAD_REQUEST,
             Fault::Unauthenticated => StatusCode::UNAUTHORIZED,

@@ -11,6 +11,7 @@
 mod config;
 mod served;
 
+mod admin;
 mod answer;
 mod app;
 mod auth;
@@ -29,6 +30,7 @@ mod sse;
 mod stop;
 mod till;
 
+pub use admin::{Answer, Office, openapi_document};
 pub use auth::Access;
 pub use config::{Limits, ServerConfig};
 pub use http::{Server, ServerError, check_exposure, serve};

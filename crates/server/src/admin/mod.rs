@@ -1,0 +1,76 @@
+//! Administration: tenants, keys, limits, money, usage, prices, invoices and webhooks, for programs and for the command
+//! line.
+//!
+//! One table of routes (`table`) is the router, the source of the OpenAPI document and what tests walk. Handlers are
+//! plain blocking functions: they run on threads of their own, a bounded number at a time, and the command line calls
+//! them without a server between. [`Office`] is what they share.
+//!
+//! Not here: calls to models. Invariants: a handler runs only for an administrating key whose role may do what the
+//! route's table entry says; what belongs to another organisation looks exactly like what does not exist.
+
+mod call;
+mod document;
+mod http;
+mod input;
+mod keys;
+mod limits;
+mod members;
+mod openai;
+mod organisations;
+mod paging;
+mod projects;
+mod table;
+mod who;
+
+use std::fmt;
+use std::sync::Arc;
+
+use mintage_ledger::DirectoryStore;
+use serde_json::Value;
+
+pub(crate) use http::router;
+
+/// What the handlers of administration share.
+pub struct Office {
+    pub(crate) directory: Arc<DirectoryStore>,
+}
+
+impl fmt::Debug for Office {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Office").finish_non_exhaustive()
+    }
+}
+
+/// What a call came to, whoever made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Media type of the body.
+    pub content_type: &'static str,
+    /// Mostly JSON.
+    pub body: String,
+}
+
+impl Office {
+    /// Over a directory of tenants.
+    #[must_use]
+    pub fn new(directory: Arc<DirectoryStore>) -> Self {
+        Self { directory }
+    }
+
+    /// Answers a request as the operator of the installation would be answered: for who has the data folder at hand.
+    /// Blocks.
+    #[must_use]
+    pub fn call(&self, method: &str, path_and_query: &str, body: &[u8]) -> Answer {
+        let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
+        let request = call::Request { method, path, query, body, organisation: None };
+        http::answer(call::respond(self, &who::Who::operator(), &request))
+    }
+}
+
+/// The OpenAPI document of everything this server answers, made from the tables of routes.
+#[must_use]
+pub fn openapi_document() -> Value {
+    document::document()
+}
