@@ -30,7 +30,7 @@ mod sse;
 mod stop;
 mod till;
 
-pub use admin::{Answer, Office, openapi_document};
+pub use admin::{Answer, Books, Office, openapi_document};
 pub use auth::Access;
 pub use config::{Limits, ServerConfig};
 pub use http::{Server, ServerError, check_exposure, serve};

@@ -6,7 +6,7 @@ use mintage_ledger::DirectoryError;
 use mintage_ledger::directory::Directory;
 use serde_json::{Value, json};
 
-use super::Office;
+use super::{Books, Office};
 use super::input::Input;
 use super::table::{Audience, Names, ROUTES, Route, match_path};
 use super::who::Who;
@@ -56,6 +56,14 @@ impl Reply {
 }
 
 impl Call<'_> {
+    /// What is kept of money.
+    pub(crate) fn books(&self) -> Result<&Books, ApiError> {
+        self.office.books.as_ref().ok_or_else(|| {
+            let message = "Nothing is kept of money here (`ledger.enabled` is false, or another process has it).";
+            ApiError::new(Fault::Invalid, "no_ledger", message)
+        })
+    }
+
     /// What stands for `{name}` in the route's path.
     pub(crate) fn name(&self, name: &str) -> &str {
         self.names.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
@@ -63,7 +71,11 @@ impl Call<'_> {
 }
 
 /// Finds the route, checks what the caller may and what was given, and runs it.
-pub(crate) fn respond(office: &Office, who: &Who, request: &Request<'_>) -> Result<Reply, ApiError> {
+pub(crate) fn respond(
+    office: &Office,
+    who: &Who,
+    request: &Request<'_>,
+) -> Result<Reply, ApiError> {
     let (route, names) = find(request)?;
     who.within_scope(route.path)?;
     match route.audience {
@@ -102,7 +114,8 @@ fn find(request: &Request<'_>) -> Result<(&'static Route, Names), ApiError> {
         }
     }
     if others.is_empty() {
-        let message = "Unknown request URL. Please check it for typos; `GET /openapi.json` lists all.";
+        let message =
+            "Unknown request URL. Please check it for typos; `GET /openapi.json` lists all.";
         return Err(ApiError::new(Fault::NotFound, "unknown_url", message));
     }
     let message = format!("This URL exists, but only for {}.", others.join(", "));

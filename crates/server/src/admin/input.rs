@@ -136,9 +136,9 @@ fn complete(map: Map<String, Value>, fields: &[Field]) -> Result<Input, ApiError
 fn fits(kind: Kind, value: &Value) -> bool {
     let text = value.as_str();
     let texts = |fit: &dyn Fn(&str) -> bool| {
-        value.as_array().is_some_and(|v| {
-            v.len() <= MAX_LIST && v.iter().all(|v| v.as_str().is_some_and(fit))
-        })
+        value
+            .as_array()
+            .is_some_and(|v| v.len() <= MAX_LIST && v.iter().all(|v| v.as_str().is_some_and(fit)))
     };
     match kind {
         Kind::Text => text.is_some(),
@@ -214,10 +214,7 @@ mod tests {
         check("id=a&count=-1", "`count` must be an integer from 0 on.");
         check("id=a&amount=1e3", "`amount` must be an amount as a text of digits, like \"12.50\".");
         check("id=a&way=left", "`way` must be one of up, down.");
-        check(
-            "ids=a",
-            "Unknown parameter: `ids`. Known here: id, many, count, amount, way.",
-        );
+        check("ids=a", "Unknown parameter: `ids`. Known here: id, many, count, amount, way.");
         let many = format!("id=a{}", "&many=x".repeat(257));
         check(&many, "`many` has more than 256 values.");
     }
@@ -229,7 +226,10 @@ mod tests {
         };
         check(r#"{"id":"a","many":["b"],"way":null}"#, r#"{"id":"a","many":["b"],"way":null}"#);
         check(r#"{"id":null}"#, "`id` must be a text.");
-        check(r#"{"id":"a","amount":1.5}"#, "`amount` must be an amount as a text of digits, like \"12.50\".");
+        check(
+            r#"{"id":"a","amount":1.5}"#,
+            "`amount` must be an amount as a text of digits, like \"12.50\".",
+        );
         check("[]", "The request's body must be a JSON object.");
         check("", "`id` is missing: which.");
     }

@@ -81,7 +81,11 @@ pub(crate) const ROUTES: &[Route] = &[
     )
     .body(&[
         may("name", Kind::Text, "What it is for"),
-        may("expires_at", Kind::Integer, "Refused from then on, in seconds since 1970; null: never"),
+        may(
+            "expires_at",
+            Kind::Integer,
+            "Refused from then on, in seconds since 1970; null: never",
+        ),
         may("models", Kind::Texts, "Names of models it may call; empty: all"),
         may("endpoints", Kind::Texts, "Routes it may use; empty: all"),
     ]),
@@ -92,7 +96,11 @@ pub(crate) const ROUTES: &[Route] = &[
         rotate,
         "Makes a key in its place; the old one opens for `overlap_s` more. Shown once.",
     )
-    .body(&[may("overlap_s", Kind::Integer, "Seconds that both open, at most 90 days; a day by default")]),
+    .body(&[may(
+        "overlap_s",
+        Kind::Integer,
+        "Seconds that both open, at most 90 days; a day by default",
+    )]),
     route(
         "POST",
         "/admin/v1/keys/{key}/disable",

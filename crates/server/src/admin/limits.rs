@@ -124,8 +124,9 @@ fn get_key(call: &Call<'_>) -> Result<Reply, ApiError> {
 
 fn put_key(call: &Call<'_>) -> Result<Reply, ApiError> {
     let (id, policy) = (&super::keys::managed(call)?.id, given(call)?);
-    let done = call.office.directory.change(|directory| {
-        directory.change_key(id, |key| key.policy = policy)
-    });
+    let done = call
+        .office
+        .directory
+        .change(|directory| directory.change_key(id, |key| key.policy = policy));
     Ok(show(id, &done.map_err(directory_error)?.policy))
 }

@@ -12,20 +12,25 @@ mod call;
 mod document;
 mod http;
 mod input;
+mod invoices;
 mod keys;
 mod limits;
 mod members;
+mod money;
 mod openai;
 mod organisations;
 mod paging;
+mod prices;
 mod projects;
 mod table;
+mod usage;
 mod who;
 
 use std::fmt;
 use std::sync::Arc;
 
-use mintage_ledger::DirectoryStore;
+use mintage_ledger::price::KeptPrices;
+use mintage_ledger::{Currency, DirectoryStore, Ledger};
 use serde_json::Value;
 
 pub(crate) use http::router;
@@ -33,6 +38,31 @@ pub(crate) use http::router;
 /// What the handlers of administration share.
 pub struct Office {
     pub(crate) directory: Arc<DirectoryStore>,
+    pub(crate) books: Option<Books>,
+}
+
+/// What is kept of money.
+#[derive(Clone)]
+pub struct Books {
+    /// Balances, usage, documents.
+    pub ledger: Arc<Ledger>,
+    /// The price lists kept in it.
+    pub prices: Arc<KeptPrices>,
+    /// When months begin, in minutes ahead of UTC.
+    pub utc_offset_minutes: i16,
+}
+
+impl fmt::Debug for Books {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Books").finish_non_exhaustive()
+    }
+}
+
+impl Books {
+    /// Of all price lists; there is one currency.
+    pub(crate) fn currency(&self) -> Currency {
+        self.prices.book().currency().unwrap_or_default()
+    }
 }
 
 impl fmt::Debug for Office {
@@ -53,10 +83,10 @@ pub struct Answer {
 }
 
 impl Office {
-    /// Over a directory of tenants.
+    /// Over a directory of tenants, and over what is kept of money where something is.
     #[must_use]
-    pub fn new(directory: Arc<DirectoryStore>) -> Self {
-        Self { directory }
+    pub fn new(directory: Arc<DirectoryStore>, books: Option<Books>) -> Self {
+        Self { directory, books }
     }
 
     /// Answers a request as the operator of the installation would be answered: for who has the data folder at hand.

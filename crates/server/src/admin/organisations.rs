@@ -17,17 +17,15 @@ pub(crate) const ROUTES: &[Route] = &[
         "Lists organizations: the operator sees all, others their own.",
     )
     .query(PAGE),
-    route(
-        "POST",
-        "/admin/v1/organizations",
-        Audience::Operator,
-        create,
-        "Makes an organization.",
-    )
-    .body(&[
-        must("name", Kind::Text, "A name that no other organization has"),
-        may("weight", Kind::Integer, "Its share of the engine among others, 1 to 1000; 1 by default"),
-    ]),
+    route("POST", "/admin/v1/organizations", Audience::Operator, create, "Makes an organization.")
+        .body(&[
+            must("name", Kind::Text, "A name that no other organization has"),
+            may(
+                "weight",
+                Kind::Integer,
+                "Its share of the engine among others, 1 to 1000; 1 by default",
+            ),
+        ]),
     route(
         "GET",
         "/admin/v1/organizations/{organization}",

@@ -10,9 +10,11 @@ const DEFAULT_LIMIT: u64 = 20;
 const MAX_LIMIT: u64 = 100;
 
 /// What every list takes.
-pub(crate) const LIMIT: Field = may("limit", Kind::Integer, "At most so many, 1 to 100; 20 by default");
+pub(crate) const LIMIT: Field =
+    may("limit", Kind::Integer, "At most so many, 1 to 100; 20 by default");
 /// What every list takes.
-pub(crate) const AFTER: Field = may("after", Kind::Text, "The id of the last one of the page before");
+pub(crate) const AFTER: Field =
+    may("after", Kind::Text, "The id of the last one of the page before");
 /// A list that takes nothing else.
 pub(crate) const PAGE: &[Field] = &[LIMIT, AFTER];
 
@@ -43,7 +45,8 @@ pub(crate) fn page<T>(
 
 /// The list around its items.
 pub(crate) fn list(data: Vec<Value>, has_more: bool) -> Reply {
-    let id = |value: Option<&Value>| value.and_then(|v| v.get("id")).cloned().unwrap_or(Value::Null);
+    let id =
+        |value: Option<&Value>| value.and_then(|v| v.get("id")).cloned().unwrap_or(Value::Null);
     let (first_id, last_id) = (id(data.first()), id(data.last()));
     Reply::json(&json!({
         "object": "list", "data": data, "first_id": first_id, "last_id": last_id, "has_more": has_more,

@@ -5,7 +5,9 @@
 use mintage_ledger::directory::Action;
 
 use super::call::{Call, Reply};
-use super::{keys, limits, members, openai, organisations, projects};
+use super::{
+    invoices, keys, limits, members, money, openai, organisations, prices, projects, usage,
+};
 use crate::error::ApiError;
 
 /// What a value must be.
@@ -95,6 +97,11 @@ pub(crate) const ROUTES: &[&[Route]] = &[
     members::ROUTES,
     keys::ROUTES,
     limits::ROUTES,
+    money::ROUTES,
+    usage::ROUTES,
+    prices::ROUTES,
+    invoices::ROUTES,
+    openai::usage::ROUTES,
     openai::projects::ROUTES,
     openai::project_keys::ROUTES,
     openai::users::ROUTES,

@@ -79,7 +79,11 @@ impl Who {
     }
 
     /// Making or renewing a key that administers hands out what it may do, so the caller must be able to do all of it.
-    pub(crate) fn may_hand_out(&self, owner: &KeyOwner, directory: &Directory) -> Result<(), ApiError> {
+    pub(crate) fn may_hand_out(
+        &self,
+        owner: &KeyOwner,
+        directory: &Directory,
+    ) -> Result<(), ApiError> {
         let mighty = match owner {
             KeyOwner::Project(_) => return Ok(()),
             KeyOwner::Operator => self.is_operator(),

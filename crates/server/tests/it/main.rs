@@ -9,6 +9,7 @@
 
 mod harness;
 
+mod admin;
 mod chat;
 mod completions;
 mod errors;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::{says, start};
 use crate::numbers::FIELDS;
 
-fn document() -> Option<Value> {
+pub(crate) fn document() -> Option<Value> {
     let beside =
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/openai/openapi.json");
     let path = std::env::var_os("MINTAGE_OPENAI_OPENAPI").map_or(beside, PathBuf::from);
@@ -21,7 +21,7 @@ fn document() -> Option<Value> {
 
 /// A validator for one of the document's schemas. OpenAPI 3.0 writes `nullable` where JSON Schema writes a union, and
 /// `format: unixtime` means nothing to it.
-fn validator(document: &Value, name: &str) -> jsonschema::Validator {
+pub(crate) fn validator(document: &Value, name: &str) -> jsonschema::Validator {
     let mut schema = document["components"]["schemas"].clone();
     nullable_to_union(&mut schema);
     let root =
@@ -43,7 +43,7 @@ fn nullable_to_union(schema: &mut Value) {
     }
 }
 
-fn check(validator: &jsonschema::Validator, value: &Value) {
+pub(crate) fn check(validator: &jsonschema::Validator, value: &Value) {
     let errors: Vec<String> =
         validator.iter_errors(value).map(|e| format!("{}: {e}", e.instance_path())).collect();
     assert!(errors.is_empty(), "{errors:#?}\n{value:#}");

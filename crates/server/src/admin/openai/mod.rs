@@ -4,8 +4,10 @@
 //! Not here: what this installation has beyond it (`/admin/v1`). What both have is the same thing seen twice.
 
 pub(crate) mod admin_keys;
+mod buckets;
 pub(crate) mod project_keys;
 pub(crate) mod projects;
+pub(crate) mod usage;
 pub(crate) mod users;
 
 use mintage_ledger::directory::ApiKey;

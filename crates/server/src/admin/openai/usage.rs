@@ -1,0 +1,174 @@
+//! `/v1/organization/usage/completions` and `/v1/organization/costs`.
+
+use mintage_ledger::directory::Action;
+use mintage_ledger::{Quantity, UsageRecord};
+use serde_json::{Map, Value, json};
+
+use super::super::call::{Call, Reply};
+use super::super::table::{Audience, Field, Kind, Route, may, must, route};
+use super::buckets::{Group, Sums, is_chosen, summed};
+use crate::error::ApiError;
+
+const START: Field = must("start_time", Kind::Integer, "Seconds since 1970, inclusive");
+const END: Field = may("end_time", Kind::Integer, "Seconds since 1970, exclusive; now by default");
+const PROJECTS: Field = may("project_ids", Kind::Texts, "Only of these projects");
+const KEYS: Field = may("api_key_ids", Kind::Texts, "Only of these keys");
+const PAGE: Field = may("page", Kind::Text, "`next_page` of the answer before");
+
+pub(crate) const ROUTES: &[Route] = &[
+    route(
+        "GET",
+        "/v1/organization/usage/completions",
+        Audience::Role(Action::ReadUsage),
+        completions,
+        "Tokens and requests in buckets of time.",
+    )
+    .query(&[
+        START,
+        END,
+        may("bucket_width", Kind::Choice(&["1m", "1h", "1d"]), "1d by default"),
+        PROJECTS,
+        KEYS,
+        may("user_ids", Kind::Texts, "Keys belong to projects here: chooses nothing"),
+        may("models", Kind::Texts, "Only of these models"),
+        may("batch", Kind::Flag, "Only what came in batches, or only what did not"),
+        may(
+            "group_by",
+            Kind::Choices(&["project_id", "user_id", "api_key_id", "model", "batch", "service_tier"]),
+            "Kept apart by these",
+        ),
+        may("limit", Kind::Integer, "Buckets: at most 31 days, 168 hours, 1440 minutes"),
+        PAGE,
+    ]),
+    route(
+        "GET",
+        "/v1/organization/costs",
+        Audience::Role(Action::ReadUsage),
+        costs,
+        "What was posted, in buckets of days.",
+    )
+    .query(&[
+        START,
+        END,
+        may("bucket_width", Kind::Choice(&["1d"]), "Days"),
+        PROJECTS,
+        KEYS,
+        may(
+            "group_by",
+            Kind::Choices(&["project_id", "line_item", "api_key_id"]),
+            "Kept apart by these",
+        ),
+        may("limit", Kind::Integer, "Buckets, at most 180; 7 by default"),
+        PAGE,
+    ]),
+];
+
+/// The record's value of what is grouped by; a line item is not one.
+fn value(name: &str, record: &UsageRecord) -> Value {
+    let facts = &record.facts;
+    match name {
+        "project_id" => Value::from(&*facts.payer.project),
+        "api_key_id" => Value::from(&*facts.payer.key),
+        "model" => Value::from(&*facts.model),
+        "batch" => facts.batch.into(),
+        _ => Value::Null,
+    }
+}
+
+fn grouped_by(call: &Call<'_>, known: &[&'static str]) -> Vec<&'static str> {
+    let asked = call.query.texts("group_by").unwrap_or_default();
+    known.iter().copied().filter(|name| asked.iter().any(|asked| asked == name)).collect()
+}
+
+/// All fields that could be grouped by, `null` where they are not.
+fn filled(known: &[&str], group: Group) -> Map<String, Value> {
+    let mut map: Map<String, Value> =
+        known.iter().map(|name| ((*name).to_owned(), Value::Null)).collect();
+    map.extend(group.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    map
+}
+
+fn completions(call: &Call<'_>) -> Result<Reply, ApiError> {
+    const GROUPS: [&str; 6] =
+        ["project_id", "user_id", "api_key_id", "model", "batch", "service_tier"];
+    let by = grouped_by(call, &GROUPS);
+    let split = |record: &UsageRecord| {
+        if record.quantity != Quantity::Tokens || !is_chosen(call, record) {
+            return Vec::new();
+        }
+        let group = by.iter().map(|name| (*name, value(name, record))).collect();
+        vec![(group, Sums { records: 1, usage: record.usage, ..Sums::default() })]
+    };
+    let show = |group, sums: &Sums| {
+        let usage = &sums.usage;
+        let mut shown = json!({
+            "object": "organization.usage.completions.result",
+            "input_tokens": usage.prompt(),
+            "input_cached_tokens": usage.cached_input.saturating_add(usage.explicit_cached),
+            "input_cache_write_tokens": usage.cache_created,
+            "input_uncached_tokens": usage.input,
+            "output_tokens": usage.completion(),
+            "num_model_requests": sums.records,
+        });
+        if let Some(map) = shown.as_object_mut() {
+            map.extend(filled(&GROUPS, group));
+        }
+        shown
+    };
+    summed(call, false, split, show)
+}
+
+fn costs(call: &Call<'_>) -> Result<Reply, ApiError> {
+    const GROUPS: [&str; 3] = ["project_id", "line_item", "api_key_id"];
+    let by = grouped_by(call, &GROUPS);
+    let books = call.books()?;
+    let book = books.prices.book();
+    let currency = books.currency().code().to_ascii_lowercase();
+    let by_line = by.contains(&"line_item");
+    let split = |record: &UsageRecord| {
+        if !is_chosen(call, record) || record.currency != books.currency() {
+            return Vec::new();
+        }
+        let group = |item: Value| -> Group {
+            let value = |name: &&'static str| match *name {
+                "line_item" => (*name, item.clone()),
+                name => (name, value(name, record)),
+            };
+            by.iter().map(value).collect()
+        };
+        let whole = Sums { records: 1, amount: record.amount, ..Sums::default() };
+        let model = &record.facts.model;
+        let rated = book.version(&record.price_version).map(|v| v.rate_record(record));
+        match rated {
+            // The lines of the record's own version; should they not sum up to the posting, the posting stands.
+            Some(Ok(rated)) if by_line && rated.total == record.amount => {
+                let line = |line: &mintage_ledger::price::RatedLine| {
+                    let item = format!("{model}, {}", line.class.key());
+                    let sums =
+                        Sums { amount: line.amount, quantity: line.quantity, ..Sums::default() };
+                    (group(item.into()), sums)
+                };
+                rated.lines.iter().map(line).collect()
+            }
+            _ => vec![(group(Value::from(&**model)), whole)],
+        }
+    };
+    let show = |group: Group, sums: &Sums| {
+        let quantity = (sums.quantity > 0).then_some(sums.quantity);
+        let mut shown = json!({
+            "object": "organization.costs.result",
+            // `value` is a number in OpenAI's document; `exact` loses nothing.
+            "amount": {
+                "value": sums.amount.pico() as f64 / 1e12,
+                "currency": currency,
+                "exact": sums.amount,
+            },
+            "quantity": quantity,
+        });
+        if let Some(map) = shown.as_object_mut() {
+            map.extend(filled(&GROUPS, group));
+        }
+        shown
+    };
+    summed(call, true, split, show)
+}
