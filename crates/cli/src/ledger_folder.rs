@@ -31,12 +31,15 @@ pub(crate) fn billing(settings: &Settings) -> Result<Option<Billing>> {
     let id = format!("default-credit/{limit}");
     ledger.credit_line(&id, DEFAULT_ORGANISATION, Currency::CNY, limit)?.wait()?;
     let calendar = Calendar { utc_offset_minutes: settings.ledger.utc_offset_minutes };
-    let kept = KeptPrices::open(&ledger).context("the price lists in the ledger cannot be read")?;
+    let lists = KeptPrices::open(&ledger)
+        .map(Arc::new)
+        .context("the price lists in the ledger cannot be read")?;
     let unpriced: Arc<dyn Rating> = Arc::new(Unpriced);
     let request = RequestKind { explicit_cache: false, thinking: false };
     // Before the first list comes into force, nothing costs anything.
+    let kept = Arc::clone(&lists);
     let prices = Arc::new(move |model: &str, at_ms: u64| {
         Some(kept.rating(model, at_ms, request).unwrap_or_else(|| Arc::clone(&unpriced)))
     });
-    Ok(Some(Billing { ledger: Arc::new(ledger), prices, calendar }))
+    Ok(Some(Billing { ledger: Arc::new(ledger), prices, lists: Some(lists), calendar }))
 }

@@ -99,7 +99,7 @@ fn billing(folder: &Path, organisation: &str) -> Outcome<Billing> {
     ledger.credit_line("example", organisation, Currency::CNY, UNLIMITED)?.wait()?;
     let rating: Arc<dyn Rating> = Arc::new(Flat);
     let prices = Arc::new(move |_: &str, _: u64| Some(Arc::clone(&rating)));
-    Ok(Billing { ledger, prices, calendar: Calendar::default() })
+    Ok(Billing { ledger, prices, lists: None, calendar: Calendar::default() })
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

@@ -154,7 +154,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(health::metrics))
         .method_not_allowed_fallback(method_not_allowed);
     let office = match &app.access {
-        Access::Keys(keys) => Some(Arc::new(Office::new(Arc::clone(keys), None))),
+        Access::Keys(keys) => Some(Arc::new(Office::new(Arc::clone(keys), app.till.books()))),
         Access::Open => None,
     };
     protected

@@ -10,12 +10,14 @@ use mintage_ledger::limits::{
     self, BudgetEffect, BudgetReached, Calendar, Level, LimitRefusal, Limiter, Now, Pass,
     Standings, Used,
 };
+use mintage_ledger::price::KeptPrices;
 use mintage_ledger::{
     Admission, AdmitError, Amount, Ask, Currency, Hold, KeptAnswer, Ledger, Message, Outcome,
     Payer, Pending, Principal, Quote, Rating, Receipt, Refusal, RequestFacts, Together, TokenUsage,
     UsageFilter,
 };
 
+use crate::admin::Books;
 use crate::error::{ApiError, Fault};
 
 /// The price of a model, by name, for requests admitted at a time (ms since 1970); `None` where it has none.
@@ -28,6 +30,8 @@ pub struct Billing {
     pub ledger: Arc<Ledger>,
     /// What it costs.
     pub prices: Arc<PriceSource>,
+    /// The lists behind `prices`, where they are kept in the ledger: for who shows and imports them.
+    pub lists: Option<Arc<KeptPrices>>,
     /// When days and months of budgets begin.
     pub calendar: Calendar,
 }
@@ -101,6 +105,16 @@ impl Till {
 
     pub(crate) fn ledger(&self) -> Option<&Arc<Ledger>> {
         self.billing.as_ref().map(|billing| &billing.ledger)
+    }
+
+    /// What administration needs of it.
+    pub(crate) fn books(&self) -> Option<Books> {
+        let billing = self.billing.as_ref()?;
+        Some(Books {
+            ledger: Arc::clone(&billing.ledger),
+            prices: Arc::clone(billing.lists.as_ref()?),
+            utc_offset_minutes: i16::try_from(billing.calendar.utc_offset_minutes).unwrap_or(0),
+        })
     }
 
     /// Lets a request in, or says why not. Takes microseconds; waits for nothing.

@@ -6,10 +6,10 @@ use mintage_ledger::DirectoryError;
 use mintage_ledger::directory::Directory;
 use serde_json::{Value, json};
 
-use super::{Books, Office};
 use super::input::Input;
 use super::table::{Audience, Names, ROUTES, Route, match_path};
 use super::who::Who;
+use super::{Books, Office};
 use crate::auth::now_unix;
 use crate::error::{ApiError, Fault};
 

@@ -12,6 +12,7 @@ const OTHERS: &[(&str, &str, bool, &str)] = &[
     ("POST", "/v1/completions", true, "Continues a text, as OpenAI's document says."),
     ("GET", "/v1/models", true, "Lists the models that are served."),
     ("GET", "/v1/models/{model}", true, "Shows a model."),
+    ("GET", "/v1/generation", true, "Shows what a request of the key's project used and cost."),
     ("GET", "/healthz", false, "Whether the process lives."),
     ("GET", "/readyz", false, "Whether requests are welcome."),
     ("GET", "/metrics", false, "Counters in Prometheus' text format."),

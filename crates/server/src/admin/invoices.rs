@@ -112,9 +112,8 @@ fn get(call: &Call<'_>) -> Result<Reply, ApiError> {
 fn issue(call: &Call<'_>) -> Result<Reply, ApiError> {
     let (organisation, books) = (&call.organisation()?.id, call.books()?);
     let month = Month::parse(call.body.required("month"), books.utc_offset_minutes);
-    let month = month.map_err(|error| {
-        ApiError::field("month", "invalid_value", sentence(&error.to_string()))
-    })?;
+    let month = month
+        .map_err(|error| ApiError::field("month", "invalid_value", sentence(&error.to_string())))?;
     let now_ms = call.now_unix.saturating_mul(1000);
     let issued = invoice::issue(&books.ledger, &books.prices.book(), organisation, month, now_ms);
     Ok(Reply::json(&show(&issued.map_err(invoice_error)?, &[])))
@@ -124,7 +123,8 @@ fn credit(call: &Call<'_>) -> Result<Reply, ApiError> {
     let number = one(call)?.0.number;
     let amount = call.body.amount("amount").unwrap_or_default();
     let (books, now_ms) = (call.books()?, call.now_unix.saturating_mul(1000));
-    let note = invoice::credit(&books.ledger, &number, amount, call.body.required("reason"), now_ms);
+    let note =
+        invoice::credit(&books.ledger, &number, amount, call.body.required("reason"), now_ms);
     let note = note.map_err(invoice_error)?;
     Ok(Reply::created(&serde_json::to_value(&note).unwrap_or_default()))
 }

@@ -14,7 +14,8 @@ use super::paging::list;
 use super::table::{Audience, Field, Kind, Route, may, must, route};
 use crate::error::{ApiError, Fault};
 
-const ID: Field = must("id", Kind::Text, "Of this movement, chosen by you; the same again moves nothing twice");
+const ID: Field =
+    must("id", Kind::Text, "Of this movement, chosen by you; the same again moves nothing twice");
 const MOVE: &[Field] = &[
     ID,
     must("amount", Kind::Amount, "How much, above zero"),
@@ -78,21 +79,24 @@ pub(crate) const ROUTES: &[Route] = &[
         refund,
         "Gives back part or all of what a request cost.",
     )
-    .body(&[ID, must("amount", Kind::Amount, "How much; all refunds together never exceed the charge")]),
+    .body(&[
+        ID,
+        must("amount", Kind::Amount, "How much; all refunds together never exceed the charge"),
+    ]),
 ];
 
 /// Whose fault an error of the ledger is.
 pub(crate) fn ledger_error(error: LedgerError) -> ApiError {
-    let code = match &error {
+    let (fault, code) = match &error {
         LedgerError::Unavailable(trouble) => return unavailable(trouble),
         LedgerError::NoRecord(id) => return no_such("usage record", id),
-        LedgerError::Refused(Refusal::IdReused(_)) => "id_reused",
-        LedgerError::Refused(_) => "refused",
-        LedgerError::Conflict { .. } => "conflict",
-        LedgerError::TooLarge(_) => "invalid_value",
+        LedgerError::Refused(Refusal::IdReused(_)) => (Fault::Conflict, "id_reused"),
+        LedgerError::Refused(_) => (Fault::Invalid, "refused"),
+        LedgerError::Conflict { .. } => (Fault::Conflict, "conflict"),
+        LedgerError::TooLarge(_) => (Fault::Invalid, "invalid_value"),
         _ => return ApiError::internal(error.to_string()),
     };
-    ApiError::new(Fault::Invalid, code, sentence(&error.to_string()))
+    ApiError::new(fault, code, sentence(&error.to_string()))
 }
 
 fn unavailable(trouble: &Unavailable) -> ApiError {

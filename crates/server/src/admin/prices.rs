@@ -76,7 +76,8 @@ fn in_force(call: &Call<'_>) -> Result<Reply, ApiError> {
     let book = call.books()?.prices.book();
     let version: Option<&Arc<PriceVersion>> = book.in_force_at(at_s.saturating_mul(1000));
     let version = version.ok_or_else(|| {
-        let message = "No prices are in force at that time; `POST /admin/v1/prices` imports a list.";
+        let message =
+            "No prices are in force at that time; `POST /admin/v1/prices` imports a list.";
         ApiError::new(Fault::NotFound, "not_found", message)
     })?;
     Ok(Reply::json(&show(version)))

@@ -79,9 +79,7 @@ fn list(call: &Call<'_>) -> Result<Reply, ApiError> {
     records.truncate(limit);
     let next = records.last().filter(|_| has_more).map(|(number, _)| *number);
     let data: Vec<Value> = records.iter().map(|(_, record)| show(record)).collect();
-    Ok(Reply::json(
-        &json!({"object": "list", "data": data, "has_more": has_more, "next": next}),
-    ))
+    Ok(Reply::json(&json!({"object": "list", "data": data, "has_more": has_more, "next": next})))
 }
 
 /// A record that the caller sees.

@@ -1,6 +1,10 @@
 //! Administration as programs see it: who may what, and that nobody sees another's.
 
+use std::sync::Arc;
+
 use mintage_ledger::directory::{KeyOwner, Member, NewKey, Role};
+use mintage_ledger::invoice::{self, Month};
+use mintage_ledger::{Outcome, Payer, RequestFacts, TokenUsage, UsageRecord};
 use serde_json::{Value, json};
 
 use crate::harness::{House, Reply, says, start};
@@ -39,19 +43,61 @@ pub(crate) fn operator_key(house: &House) -> String {
     house.keys.create_key(new, 0).unwrap().secret.expose().to_owned()
 }
 
-pub(crate) fn tenant(house: &House, name: &str) -> Tenant {
+/// An organisation with a project, its key, an owner, a usage record and an invoice.
+pub(crate) async fn tenant(house: &House, name: &str) -> Tenant {
     let organisation = house.keys.create_organisation(name, 0).unwrap().id;
     let project = house.keys.create_project(&organisation, "shop", 0).unwrap().id;
     let (member, key) = member_key(house, &organisation, Role::Owner);
     let new = NewKey::of_project("till", &project);
     let project_key = house.keys.create_key(new, 0).unwrap().info.id;
+    let record = format!("chatcmpl-{organisation}");
+    charge(house, &record, &organisation, &project, &project_key).await;
+    let invoice = invoice(house, &organisation).await;
     let ids = vec![
         ("organization", organisation),
         ("project", project),
         ("member", member),
         ("key", project_key),
+        ("record", record),
+        ("invoice", invoice),
+        // The same for all.
+        ("version", "none".to_owned()),
     ];
     Tenant { key, ids }
+}
+
+/// A time in a month that is long over: 2026-10-15T00:00:00Z.
+pub(crate) const USED_MS: u64 = 1_792_022_400_000;
+
+/// A usage record of its own, unpriced.
+async fn charge(house: &House, id: &str, organisation: &str, project: &str, key: &str) {
+    let facts = RequestFacts {
+        id: id.into(),
+        payer: Payer { org: organisation.into(), project: project.into(), key: key.into() },
+        model: "m".into(),
+        arrival_ms: USED_MS,
+        ..RequestFacts::default()
+    };
+    let outcome = Outcome { end_ms: USED_MS, finish: "stop".into(), ..Outcome::default() };
+    let usage = TokenUsage {
+        input: 100,
+        cached_input: 20,
+        output: 30,
+        thinking: 7,
+        ..TokenUsage::default()
+    };
+    let record = UsageRecord { facts, outcome, usage, ..UsageRecord::default() };
+    house.ledger.charge(record).unwrap().await.unwrap();
+}
+
+async fn invoice(house: &House, organisation: &str) -> String {
+    let (ledger, organisation) = (Arc::clone(&house.ledger), organisation.to_owned());
+    let issue = move || {
+        let book = mintage_ledger::price::PriceBook::default();
+        let month = Month::parse("2026-10", 0).unwrap();
+        invoice::issue(&ledger, &book, &organisation, month, USED_MS + 60 * 86_400_000).unwrap()
+    };
+    tokio::task::spawn_blocking(issue).await.unwrap().number
 }
 
 impl House {
@@ -128,14 +174,15 @@ fn asked(document: &Value, ids: &dyn Fn(&str) -> String) -> Vec<Asked> {
 #[tokio::test]
 async fn what_is_anothers_looks_like_what_does_not_exist() {
     let house = start(says("x")).await;
-    let (a, b) = (tenant(&house, "a"), tenant(&house, "b"));
+    let (a, b) = (tenant(&house, "a").await, tenant(&house, "b").await);
     let document = house.get("/openapi.json").await.json();
     let before = house.keys.snapshot();
     let theirs = asked(&document, &|name| a.id(name).to_owned());
     let nobodys = asked(&document, &|_| "nobody".to_owned());
     let mut with_ids = 0;
     for (theirs, nobodys) in theirs.iter().zip(&nobodys) {
-        if !theirs.pattern.contains('{') {
+        // Prices are the same for all tenants.
+        if !theirs.pattern.contains('{') || theirs.pattern.contains("{version}") {
             continue;
         }
         with_ids += 1;
@@ -154,6 +201,9 @@ async fn what_is_anothers_looks_like_what_does_not_exist() {
     assert_eq!(before, house.keys.snapshot());
     // The owner itself is answered: the requests were not refused for their form.
     for own in theirs.iter().filter(|own| own.method == "GET" && !own.for_operator) {
+        if own.pattern.starts_with("/admin/v1/prices/") {
+            continue;
+        }
         let reply = house.ask(&a.key, &own.method, &own.path, &own.body).await;
         assert_eq!(reply.status, 200, "{} → {}", own.path, reply.body);
         for (_, id) in &b.ids {
@@ -168,7 +218,7 @@ async fn roles_decide() {
     let house = start(says("x")).await;
     let document = house.get("/openapi.json").await.json();
     for role in Role::ALL {
-        let a = tenant(&house, &format!("{role:?}"));
+        let a = tenant(&house, &format!("{role:?}")).await;
         let (_, key) = member_key(&house, a.id("organization"), role);
         // Ids of nobody, so that nothing changes on the way.
         for asked in asked(&document, &|_| "nobody".to_owned()) {
@@ -197,7 +247,7 @@ async fn roles_decide() {
 #[tokio::test]
 async fn nobody_hands_out_more_than_they_have() {
     let house = start(says("x")).await;
-    let a = tenant(&house, "a");
+    let a = tenant(&house, "a").await;
     let (_, admin) = member_key(&house, a.id("organization"), Role::Admin);
     let (billing, _) = member_key(&house, a.id("organization"), Role::Billing);
     let (viewer, _) = member_key(&house, a.id("organization"), Role::Viewer);
@@ -285,7 +335,7 @@ async fn a_tenant_is_set_up_and_switched_off() {
 #[tokio::test]
 async fn lists_come_in_pages() {
     let house = start(says("x")).await;
-    let a = tenant(&house, "a");
+    let a = tenant(&house, "a").await;
     for i in 0..7 {
         house.keys.create_project(a.id("organization"), &format!("p{i}"), 0).unwrap();
     }
@@ -314,7 +364,7 @@ async fn lists_come_in_pages() {
 async fn openais_forms_are_kept() {
     let Some(document) = openai_document() else { return };
     let house = start(says("x")).await;
-    let a = tenant(&house, "a");
+    let a = tenant(&house, "a").await;
     let ask = async |method: &str, path: &str, body: Value, schema: &str| {
         let reply = house.ask(&a.key, method, path, &body).await;
         assert_eq!(reply.status, 200, "{method} {path}: {}", reply.body);
@@ -351,6 +401,126 @@ async fn openais_forms_are_kept() {
     assert_eq!(house.ask(value, "GET", &keys, &Value::Null).await.status, 200);
     assert_eq!(house.ask(&a.key, "DELETE", &key, &Value::Null).await.status, 200);
     assert_eq!(house.ask(value, "GET", &keys, &Value::Null).await.status, 401);
+}
+
+#[tokio::test]
+async fn money_moves_once() {
+    let house = start(says("x")).await;
+    let (a, operator) = (tenant(&house, "a").await, operator_key(&house));
+    let org = format!("/admin/v1/organizations/{}", a.id("organization"));
+    let check = async |method: &str, path: String, body: Value, status: u16, says: &str| {
+        let reply = house.ask(&operator, method, &path, &body).await;
+        assert_eq!(reply.status, status, "{path}: {}", reply.body);
+        assert!(reply.body.contains(says), "{path}: {} says no {says}", reply.body);
+    };
+    let topup = json!({"id": "t-1", "amount": "12.5"});
+    check("POST", format!("{org}/topups"), topup.clone(), 200, r#""balance":"12.5""#).await;
+    check("POST", format!("{org}/topups"), topup, 200, r#""balance":"12.5""#).await;
+    let other = json!({"id": "t-1", "amount": "13"});
+    check("POST", format!("{org}/topups"), other, 409, "was used for another operation").await;
+    let credit = json!({"id": "c-1", "amount": "0.000000000001"});
+    check("POST", format!("{org}/credits"), credit, 200, r#""balance":"12.500000000001""#).await;
+    let less = json!({"id": "a-1", "amount": "-20"});
+    check("POST", format!("{org}/adjustments"), less, 200, r#""available":"-7.4"#).await;
+    let line = json!({"id": "l-1", "limit": "unlimited"});
+    check("PUT", format!("{org}/credit-line"), line, 200, r#""available":"unlimited""#).await;
+    let wrong = json!({"id": "t-2", "amount": "-1"});
+    check("POST", format!("{org}/topups"), wrong, 400, "must be above zero").await;
+    let refund = json!({"id": "r-1", "amount": "1"});
+    let path = format!("/admin/v1/usage/{}/refunds", a.id("record"));
+    check("POST", path, refund, 400, "would exceed what was posted").await;
+    // The tenant sees it, and cannot do it.
+    let shown = house.ask(&a.key, "GET", &format!("{org}/balance"), &Value::Null).await.json();
+    assert_eq!(shown["balance"], "-7.499999999999");
+    let topup = json!({"id": "mine", "amount": "1"});
+    let reply = house.ask(&a.key, "POST", &format!("{org}/topups"), &topup).await;
+    assert_eq!((reply.status, &reply.json()["error"]["code"]), (403, &json!("operator_only")));
+}
+
+#[tokio::test]
+async fn usage_and_costs_are_summed_in_buckets() {
+    let house = start(says("x")).await;
+    let a = tenant(&house, "a").await;
+    let more = ["x-1", "x-2"];
+    for id in more {
+        charge(&house, id, a.id("organization"), a.id("project"), a.id("key")).await;
+    }
+    let start_s = USED_MS / 1000;
+    let path = format!(
+        "/v1/organization/usage/completions?start_time={}&end_time={}&bucket_width=1h&limit=2\
+         &group_by[]=model&group_by[]=project_id",
+        start_s - 1800,
+        start_s + 7200,
+    );
+    let page = house.ask(&a.key, "GET", &path, &Value::Null).await.json();
+    let (half, whole) = (&page["data"][0], &page["data"][1]);
+    assert_eq!((&half["start_time"], &half["results"]), (&json!(start_s - 1800), &json!([])));
+    assert_eq!(
+        (&whole["start_time"], &whole["end_time"]),
+        (&json!(start_s), &json!(start_s + 3600))
+    );
+    let expected = json!([{
+        "object": "organization.usage.completions.result",
+        "input_tokens": 360, "input_cached_tokens": 60, "input_cache_write_tokens": 0,
+        "input_uncached_tokens": 300, "output_tokens": 111, "num_model_requests": 3,
+        "project_id": a.id("project"), "user_id": null, "api_key_id": null, "model": "m",
+        "batch": null, "service_tier": null,
+    }]);
+    assert_eq!(whole["results"], expected);
+    let next = format!("{path}&page={}", page["next_page"].as_str().unwrap());
+    let last = house.ask(&a.key, "GET", &next, &Value::Null).await.json();
+    assert_eq!(last["data"][0]["start_time"], json!(start_s + 3600));
+    assert_eq!((&last["has_more"], &last["next_page"]), (&json!(false), &Value::Null));
+    let costs = format!("/v1/organization/costs?start_time={start_s}&group_by=line_item&limit=1");
+    let costs = house.ask(&a.key, "GET", &costs, &Value::Null).await.json();
+    assert_eq!(costs["data"][0]["results"][0]["amount"]["exact"], "0");
+    if let Some(document) = openai_document() {
+        let schema = validator(&document, "UsageResponse");
+        for answer in [&page, &last, &costs] {
+            check_schema(&schema, answer);
+        }
+    }
+    // Records come one by one, too.
+    let path = "/admin/v1/usage?limit=2";
+    let page = house.ask(&a.key, "GET", path, &Value::Null).await.json();
+    let rest = format!("{path}&after={}", page["next"]);
+    let rest = house.ask(&a.key, "GET", &rest, &Value::Null).await.json();
+    let ids = |page: &Value| -> Vec<String> {
+        let data = page["data"].as_array().unwrap();
+        data.iter().map(|record| record["id"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!([ids(&page), ids(&rest)].concat(), [a.id("record"), "x-1", "x-2"]);
+}
+
+#[tokio::test]
+async fn prices_are_imported_and_invoices_shown() {
+    let house = start(says("x")).await;
+    let (a, operator) = (tenant(&house, "a").await, operator_key(&house));
+    let missing = house.ask(&a.key, "GET", "/admin/v1/prices/in-force", &Value::Null).await;
+    assert_eq!(missing.status, 404);
+    let toml = include_str!("../../../../prices.toml");
+    let reply = house.ask(&operator, "POST", "/admin/v1/prices", &json!({"toml": toml})).await;
+    assert_eq!(reply.status, 201, "{}", reply.body);
+    let bad = json!({"toml": "nmae = \"x\"\n"});
+    let refused = house.ask(&operator, "POST", "/admin/v1/prices", &bad).await;
+    assert!(refused.status == 400 && refused.body.contains("line 1"), "{}", refused.body);
+    let id = reply.json()["id"].as_str().unwrap().to_owned();
+    let list = house.ask(&a.key, "GET", "/admin/v1/prices", &Value::Null).await.json();
+    assert_eq!(list["data"][0]["id"], json!(id));
+    let shown = house.ask(&a.key, "GET", &format!("/admin/v1/prices/{id}"), &Value::Null).await;
+    assert_eq!(shown.status, 200, "{}", shown.body);
+    let invoice = format!("/admin/v1/invoices/{}", a.id("invoice"));
+    for (format, kind) in [("csv", "text/csv; charset=utf-8"), ("html", "text/html; charset=utf-8")]
+    {
+        let path = format!("{invoice}?format={format}");
+        let reply = house.ask(&a.key, "GET", &path, &Value::Null).await;
+        assert_eq!((reply.status, reply.header("content-type")), (200, Some(kind)));
+    }
+    // Issuing once more gives what was issued.
+    let path = format!("/admin/v1/organizations/{}/invoices", a.id("organization"));
+    let again = house.ask(&operator, "POST", &path, &json!({"month": "2026-10"})).await;
+    let known = house.ask(&a.key, "GET", &invoice, &Value::Null).await;
+    assert_eq!(again.json(), known.json());
 }
 
 #[test]

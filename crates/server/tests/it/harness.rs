@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mintage_ledger::limits::Calendar;
+use mintage_ledger::price::KeptPrices;
 use mintage_ledger::{
     Amount, Ask, Currency, DirectoryStore, Ledger, NewKey, Quote, Rating, TokenUsage, UNLIMITED,
     UsageFilter, UsageRecord,
@@ -90,6 +91,7 @@ pub(crate) async fn start_with(
     let billing = Billing {
         ledger: Arc::clone(&ledger),
         prices: Arc::new(move |_: &str, _: u64| Some(Arc::clone(&rating))),
+        lists: Some(Arc::new(KeptPrices::open(&ledger).unwrap())),
         calendar: Calendar::default(),
     };
     let access = Access::Keys(Arc::clone(&keys));

@@ -34,7 +34,14 @@ pub(crate) const ROUTES: &[Route] = &[
         may("batch", Kind::Flag, "Only what came in batches, or only what did not"),
         may(
             "group_by",
-            Kind::Choices(&["project_id", "user_id", "api_key_id", "model", "batch", "service_tier"]),
+            Kind::Choices(&[
+                "project_id",
+                "user_id",
+                "api_key_id",
+                "model",
+                "batch",
+                "service_tier",
+            ]),
             "Kept apart by these",
         ),
         may("limit", Kind::Integer, "Buckets: at most 31 days, 168 hours, 1440 minutes"),
