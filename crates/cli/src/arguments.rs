@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::command::{
-    bench, chat, completions, cost, invoice, keys, ledger, list, perplexity, price, pull, rm,
+    admin, bench, chat, completions, cost, invoice, keys, ledger, list, perplexity, price, pull, rm,
     serve, show, tokenize, up, usage,
 };
 use crate::config::{LogFormat, LogLevel, Settings};
@@ -106,6 +106,15 @@ enum Command {
     Show(show::ShowArgs),
     Rm(rm::RmArgs),
     Keys(keys::KeysArgs),
+    Org(admin::org::OrgArgs),
+    Project(admin::project::ProjectArgs),
+    Member(admin::member::MemberArgs),
+    Key(admin::key::KeyArgs),
+    Topup(admin::money::TopupArgs),
+    Balance(admin::money::BalanceArgs),
+    Limit(admin::limit::LimitArgs),
+    Budget(admin::limit::BudgetArgs),
+    Webhook(admin::webhook::WebhookArgs),
     Ledger(ledger::LedgerArgs),
     Price(price::PriceArgs),
     Cost(cost::CostArgs),
@@ -134,6 +143,15 @@ impl Cli {
             Command::Show(args) => show::run(&settings, &args),
             Command::Rm(args) => rm::run(&settings, &args),
             Command::Keys(args) => keys::run(&settings, &args),
+            Command::Org(args) => admin::org::run(&settings, &args),
+            Command::Project(args) => admin::project::run(&settings, &args),
+            Command::Member(args) => admin::member::run(&settings, &args),
+            Command::Key(args) => admin::key::run(&settings, &args),
+            Command::Topup(args) => admin::money::run_topup(&settings, &args),
+            Command::Balance(args) => admin::money::run_balance(&settings, &args),
+            Command::Limit(args) => admin::limit::run_limit(&settings, &args),
+            Command::Budget(args) => admin::limit::run_budget(&settings, &args),
+            Command::Webhook(args) => admin::webhook::run(&settings, &args),
             Command::Ledger(args) => ledger::run(&settings, &args),
             Command::Price(args) => price::run(&settings, &args),
             Command::Cost(args) => cost::run(&settings, &args),

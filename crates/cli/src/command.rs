@@ -1,5 +1,6 @@
 //! One module a subcommand: its arguments and what it does.
 
+pub(crate) mod admin;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;

@@ -5,10 +5,12 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use mintage_hub::HubConfig;
+use mintage_server::WebhookPolicy;
 use serde::Deserialize;
 
 use crate::arguments::GlobalArgs;
@@ -26,6 +28,7 @@ pub(crate) struct Settings {
     pub(crate) hub: HubSettings,
     pub(crate) server: ServerSettings,
     pub(crate) ledger: LedgerSettings,
+    pub(crate) webhooks: WebhookSettings,
     pub(crate) engine: EngineSettings,
     /// Models to serve; none means the default one.
     #[serde(rename = "model")]
@@ -133,6 +136,41 @@ pub(crate) struct LedgerSettings {
 impl Default for LedgerSettings {
     fn default() -> Self {
         Self { enabled: true, default_credit: "unlimited".to_owned(), utc_offset_minutes: 480 }
+    }
+}
+
+/// Where webhooks may go.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct WebhookSettings {
+    /// Empty: every public host.
+    pub(crate) allow_hosts: Vec<String>,
+    pub(crate) allow_private_addresses: bool,
+    pub(crate) timeout_s: u64,
+    pub(crate) max_attempts: u32,
+}
+
+impl Default for WebhookSettings {
+    fn default() -> Self {
+        Self {
+            allow_hosts: Vec::new(),
+            allow_private_addresses: false,
+            timeout_s: 10,
+            max_attempts: 12,
+        }
+    }
+}
+
+impl WebhookSettings {
+    /// As the server takes it.
+    pub(crate) fn policy(&self) -> WebhookPolicy {
+        WebhookPolicy {
+            allow_hosts: self.allow_hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            allow_private_addresses: self.allow_private_addresses,
+            timeout: Duration::from_secs(self.timeout_s.max(1)),
+            max_attempts: self.max_attempts.max(1),
+            ..WebhookPolicy::default()
+        }
     }
 }
 
@@ -313,7 +351,7 @@ mod tests {
     #[test]
     fn the_reference_file_is_complete() {
         let expected = [
-            ("[x]\n", "data_dir, log, hub, server, ledger, engine, model"),
+            ("[x]\n", "data_dir, log, hub, server, ledger, webhooks, engine, model"),
             ("[log]\nx = 1", "level, format"),
             ("[hub]\nx = 1", "endpoint, pip_args"),
             (
@@ -322,6 +360,7 @@ mod tests {
                  max_body_bytes, max_choices, max_output_tokens, request_timeout_s",
             ),
             ("[ledger]\nx = 1", "enabled, default_credit, utc_offset_minutes"),
+            ("[webhooks]\nx = 1", "allow_hosts, allow_private_addresses, timeout_s, max_attempts"),
             (
                 "[engine]\nx = 1",
                 "threads, context_tokens, kv_cache_mib, max_running, max_waiting, step_tokens, \

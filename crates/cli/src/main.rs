@@ -1,5 +1,6 @@
 //! The `mintage` command: parse, resolve the settings once, run one subcommand, say what went wrong.
 
+mod admin_client;
 mod arguments;
 mod bench;
 mod command;

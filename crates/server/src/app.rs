@@ -20,6 +20,7 @@ use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::served::ModelSet;
 use crate::till::Till;
+use crate::webhooks::WebhookPolicy;
 use crate::{health, idempotency, openai, request_id};
 
 /// Where the server stands in its life.
@@ -45,6 +46,8 @@ pub(crate) struct App {
     pub(crate) models: ModelSet,
     pub(crate) gateway: Gateway,
     pub(crate) till: Till,
+    /// Administration; `None` where there are no keys, so no tenants.
+    pub(crate) office: Option<Arc<Office>>,
     pub(crate) metrics: Arc<Metrics>,
     /// Streams that nobody reads any more and whose usage is still to come.
     pub(crate) settling: TaskTracker,
@@ -65,13 +68,21 @@ impl App {
         models: ModelSet,
         gateway: Gateway,
         till: Till,
+        webhooks: WebhookPolicy,
     ) -> Self {
         let metrics = Arc::new(Metrics::new(models.all()));
+        let office = match &access {
+            Access::Keys(keys) => {
+                Some(Arc::new(Office::new(Arc::clone(keys), till.books(webhooks))))
+            }
+            Access::Open => None,
+        };
         Self {
             local: Arc::new(Principal::unlimited("org-default", "proj_default", "none")),
             access,
             gateway,
             till,
+            office,
             metrics,
             settling: TaskTracker::new(),
             phase: watch::Sender::new(Phase::Serving),
@@ -153,13 +164,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(health::metrics))
         .method_not_allowed_fallback(method_not_allowed);
-    let office = match &app.access {
-        Access::Keys(keys) => Some(Arc::new(Office::new(Arc::clone(keys), app.till.books()))),
-        Access::Open => None,
-    };
     protected
         .merge(public)
-        .merge(admin::router(&app, office))
+        .merge(admin::router(&app))
         .fallback(not_found)
         // Bodies are bounded in `body`, with our own message.
         .layer(DefaultBodyLimit::disable())

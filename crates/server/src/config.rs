@@ -3,6 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::webhooks::WebhookPolicy;
+
 /// Everything the server is told at its start.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -15,6 +17,8 @@ pub struct ServerConfig {
     /// Tenants may reuse each other's cached prefixes. Off unless the operator says so: a hit's timing tells one tenant
     /// what another asked.
     pub share_prefix_cache: bool,
+    /// Where webhooks may go.
+    pub webhooks: WebhookPolicy,
 }
 
 impl Default for ServerConfig {
@@ -24,6 +28,7 @@ impl Default for ServerConfig {
             limits: Limits::default(),
             drain_timeout: Duration::from_secs(30),
             share_prefix_cache: false,
+            webhooks: WebhookPolicy::default(),
         }
     }
 }

@@ -21,12 +21,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 
+use crate::admin::Office;
 use crate::app::{App, Phase, router};
 use crate::auth::{Access, now_unix};
 use crate::config::{Limits, ServerConfig};
 use crate::gateway::Gateway;
 use crate::served::{ModelSet, ModelSetError, ServedModel};
 use crate::till::{Billing, Till};
+use crate::webhooks;
 
 const BACKLOG: u32 = 1024;
 /// What the system may buffer for one reader, beyond our own `max_head_bytes`.
@@ -144,7 +146,7 @@ impl Server {
             let known = directory.key(key).map(|key| key.lineage.as_str().into());
             known.unwrap_or_else(|_| Arc::clone(key))
         });
-        let app = Arc::new(App::new(config.limits, access, models, gateway, till));
+        let app = Arc::new(App::new(config.limits, access, models, gateway, till, config.webhooks));
         Ok(Self { listener, address, drain_timeout: config.drain_timeout, app })
     }
 
@@ -161,6 +163,7 @@ impl Server {
         let connections = TaskTracker::new();
         let accepting = accept(self.listener, Arc::clone(&self.app), connections.clone(), closing);
         let keys = watch_keys(self.app.access.clone());
+        let webhooks = send_webhooks(self.app.office.clone());
         let app = Arc::clone(&self.app);
         let life = async {
             shutdown.await;
@@ -169,6 +172,7 @@ impl Server {
         tokio::select! {
             () = accepting => {}
             () = keys => {}
+            () = webhooks => {}
             () = life => {}
         }
         // Nobody accepts any more; connections finish the answer they are writing.
@@ -186,6 +190,13 @@ impl Server {
                 "stopped before all connections were closed"
             );
         }
+    }
+}
+
+async fn send_webhooks(office: Option<Arc<Office>>) {
+    match office {
+        Some(office) => webhooks::run(office).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -29,6 +29,7 @@ mod request_id;
 mod sse;
 mod stop;
 mod till;
+mod webhooks;
 
 pub use admin::{Answer, Books, Office, openapi_document};
 pub use auth::Access;
@@ -36,3 +37,4 @@ pub use config::{Limits, ServerConfig};
 pub use http::{Server, ServerError, check_exposure, serve};
 pub use served::{ModelSetError, ServedModel};
 pub use till::{Billing, PriceSource};
+pub use webhooks::WebhookPolicy;

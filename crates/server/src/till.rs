@@ -19,6 +19,7 @@ use mintage_ledger::{
 
 use crate::admin::Books;
 use crate::error::{ApiError, Fault};
+use crate::webhooks::WebhookPolicy;
 
 /// The price of a model, by name, for requests admitted at a time (ms since 1970); `None` where it has none.
 pub type PriceSource = dyn Fn(&str, u64) -> Option<Arc<dyn Rating>> + Send + Sync;
@@ -108,12 +109,13 @@ impl Till {
     }
 
     /// What administration needs of it.
-    pub(crate) fn books(&self) -> Option<Books> {
+    pub(crate) fn books(&self, webhooks: WebhookPolicy) -> Option<Books> {
         let billing = self.billing.as_ref()?;
         Some(Books {
             ledger: Arc::clone(&billing.ledger),
             prices: Arc::clone(billing.lists.as_ref()?),
             utc_offset_minutes: i16::try_from(billing.calendar.utc_offset_minutes).unwrap_or(0),
+            webhooks,
         })
     }
 

@@ -13,7 +13,7 @@ use mintage_model::Engine;
 use mintage_server::{Access, Billing, Limits, ServedModel, Server, ServerConfig};
 
 use crate::command::up::ServingArgs;
-use crate::config::{ModelSettings, ServerSettings, Settings};
+use crate::config::{ModelSettings, Settings};
 use crate::keys_folder::{self, BOOTSTRAP_VARIABLE, FirstKey, now_unix};
 use crate::ledger_folder;
 use crate::load;
@@ -83,7 +83,7 @@ pub(crate) fn start(settings: &Settings, greeting: Greeting) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let Fleet { served, engines } = fleet;
     let outcome = runtime.block_on(async {
-        let server = bind(&settings.server, served, access, billing.clone(), &keys, &first)?;
+        let server = bind(settings, served, access, billing.clone(), &keys, &first)?;
         output::print(&greet(greeting, server.local_addr(), &names, &first))?;
         tracing::info!(address = %server.local_addr(), models = ?names, "serving");
         server.run(shutdown_signal()).await;
@@ -100,7 +100,7 @@ pub(crate) fn start(settings: &Settings, greeting: Greeting) -> Result<()> {
 
 /// A key that nobody has seen must not stay: if the server does not start, it is revoked.
 fn bind(
-    settings: &ServerSettings,
+    settings: &Settings,
     served: Vec<ServedModel>,
     access: Access,
     billing: Option<Billing>,
@@ -114,7 +114,9 @@ fn bind(
     Ok(bound?)
 }
 
-fn server_config(settings: &ServerSettings) -> ServerConfig {
+fn server_config(settings: &Settings) -> ServerConfig {
+    let webhooks = settings.webhooks.policy();
+    let settings = &settings.server;
     ServerConfig {
         listen: settings.listen,
         limits: Limits {
@@ -129,6 +131,7 @@ fn server_config(settings: &ServerSettings) -> ServerConfig {
         },
         drain_timeout: Duration::from_secs(settings.drain_timeout_s),
         share_prefix_cache: settings.share_prefix_cache,
+        webhooks,
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::call::{self, Reply};
 use super::who::Who;
-use super::{Answer, Office, document};
+use super::{Answer, document};
 use crate::app::App;
 use crate::auth;
 use crate::body::read_json;
@@ -24,16 +24,14 @@ const MAX_WAITING: usize = 64;
 
 struct Desk {
     app: Arc<App>,
-    office: Option<Arc<Office>>,
     places: Arc<Semaphore>,
     running: Arc<Semaphore>,
 }
 
 /// Everything under `/admin/v1` and `/v1/organization`, and the OpenAPI document.
-pub(crate) fn router(app: &Arc<App>, office: Option<Arc<Office>>) -> Router<Arc<App>> {
+pub(crate) fn router(app: &Arc<App>) -> Router<Arc<App>> {
     let desk = Arc::new(Desk {
         app: Arc::clone(app),
-        office,
         places: Arc::new(Semaphore::new(MAX_WAITING)),
         running: Arc::new(Semaphore::new(THREADS)),
     });
@@ -66,7 +64,7 @@ async fn serve(State(desk): State<Arc<Desk>>, request: Request) -> Response {
 }
 
 async fn handle(desk: &Arc<Desk>, request: Request) -> Result<Reply, ApiError> {
-    let Some(office) = desk.office.clone() else {
+    let Some(office) = desk.app.office.clone() else {
         let message = "This server runs without API keys, so it has no tenants to administer.";
         return Err(ApiError::new(Fault::Forbidden, "no_keys", message));
     };

@@ -24,6 +24,7 @@ mod prices;
 mod projects;
 mod table;
 mod usage;
+mod webhooks;
 mod who;
 
 use std::fmt;
@@ -32,6 +33,8 @@ use std::sync::Arc;
 use mintage_ledger::price::KeptPrices;
 use mintage_ledger::{Currency, DirectoryStore, Ledger};
 use serde_json::Value;
+
+use crate::webhooks::WebhookPolicy;
 
 pub(crate) use http::router;
 
@@ -50,6 +53,8 @@ pub struct Books {
     pub prices: Arc<KeptPrices>,
     /// When months begin, in minutes ahead of UTC.
     pub utc_offset_minutes: i16,
+    /// Where webhooks may go.
+    pub webhooks: WebhookPolicy,
 }
 
 impl fmt::Debug for Books {

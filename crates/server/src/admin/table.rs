@@ -7,6 +7,7 @@ use mintage_ledger::directory::Action;
 use super::call::{Call, Reply};
 use super::{
     invoices, keys, limits, members, money, openai, organisations, prices, projects, usage,
+    webhooks,
 };
 use crate::error::ApiError;
 
@@ -101,6 +102,7 @@ pub(crate) const ROUTES: &[&[Route]] = &[
     usage::ROUTES,
     prices::ROUTES,
     invoices::ROUTES,
+    webhooks::ROUTES,
     openai::usage::ROUTES,
     openai::projects::ROUTES,
     openai::project_keys::ROUTES,

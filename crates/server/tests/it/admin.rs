@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mintage_ledger::directory::{KeyOwner, Member, NewKey, Role};
 use mintage_ledger::invoice::{self, Month};
-use mintage_ledger::{Outcome, Payer, RequestFacts, TokenUsage, UsageRecord};
+use mintage_ledger::{Changes, Document, Outcome, Payer, RequestFacts, TokenUsage, UsageRecord};
 use serde_json::{Value, json};
 
 use crate::harness::{House, Reply, says, start};
@@ -53,6 +53,10 @@ pub(crate) async fn tenant(house: &House, name: &str) -> Tenant {
     let record = format!("chatcmpl-{organisation}");
     charge(house, &record, &organisation, &project, &project_key).await;
     let invoice = invoice(house, &organisation).await;
+    let body = json!({"url": "https://hooks.example.com/in"});
+    let made = house.ask(&key, "POST", "/admin/v1/webhooks", &body).await.json();
+    let webhook = made["id"].as_str().unwrap().to_owned();
+    let letter = dead_letter(house, &organisation, &webhook).await;
     let ids = vec![
         ("organization", organisation),
         ("project", project),
@@ -60,6 +64,8 @@ pub(crate) async fn tenant(house: &House, name: &str) -> Tenant {
         ("key", project_key),
         ("record", record),
         ("invoice", invoice),
+        ("webhook", webhook),
+        ("letter", letter),
         // The same for all.
         ("version", "none".to_owned()),
     ];
@@ -98,6 +104,24 @@ async fn invoice(house: &House, organisation: &str) -> String {
         invoice::issue(&ledger, &book, &organisation, month, USED_MS + 60 * 86_400_000).unwrap()
     };
     tokio::task::spawn_blocking(issue).await.unwrap().number
+}
+
+/// As the sender leaves one behind.
+async fn dead_letter(house: &House, organisation: &str, webhook: &str) -> String {
+    let id = format!("dl_{organisation}");
+    let letter = json!({
+        "id": id, "endpoint": webhook, "organisation": organisation, "topic": "balance.low",
+        "message": "msg_0", "payload": "{}", "attempts": 3, "last_error": "gone", "given_up_ms": 0,
+    });
+    let document = Document {
+        kind: "dead_letter".into(),
+        id: id.as_str().into(),
+        version: 1,
+        body: letter.to_string().into_bytes(),
+    };
+    let changes = Changes { documents: vec![document], ..Changes::default() };
+    house.ledger.write(changes).unwrap().await.unwrap();
+    id
 }
 
 impl House {

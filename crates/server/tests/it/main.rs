@@ -19,3 +19,4 @@ mod limits;
 mod numbers;
 mod openapi;
 mod sockets;
+mod webhooks;
