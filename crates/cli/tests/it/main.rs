@@ -9,6 +9,7 @@
     reason = "a test's helpers fail the test"
 )]
 
+mod administration;
 mod chatting;
 mod ledger;
 mod messages;

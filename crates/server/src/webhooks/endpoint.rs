@@ -143,8 +143,7 @@ pub(super) fn parcel_message(endpoint: &str, parcel: &Parcel, due_ms: u64) -> Me
 
 /// What receivers read.
 pub(super) fn payload(topic: &str, at_ms: u64, data: &serde_json::Value) -> String {
-    let at_s = i64::try_from(at_ms / 1000).unwrap_or(0);
-    let timestamp = mintage_ledger::price::utc_text(at_s);
+    let timestamp = mintage_ledger::price::utc_text(at_ms);
     json!({"type": topic, "timestamp": timestamp, "data": data}).to_string()
 }
 

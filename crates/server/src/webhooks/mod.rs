@@ -18,7 +18,7 @@ mod tests;
 pub(crate) use dispatch::run;
 pub(crate) use endpoint::{
     Alert, DeadLetter, Endpoint, alerts, dead_letters, endpoints, put, put_alert, revive, secret,
-    send_test, signing_key,
+    send_test,
 };
 pub use target::WebhookPolicy;
 pub(crate) use target::check_url;
