@@ -6,8 +6,8 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::command::{
-    admin, bench, chat, completions, cost, invoice, keys, ledger, list, perplexity, price, pull, rm,
-    serve, show, tokenize, up, usage,
+    admin, bench, chat, completions, cost, invoice, keys, ledger, list, perplexity, price, pull,
+    rm, serve, show, tokenize, up, usage,
 };
 use crate::config::{LogFormat, LogLevel, Settings};
 use crate::logging;
