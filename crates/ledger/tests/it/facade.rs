@@ -11,8 +11,10 @@ use crate::cluster::Cluster;
 use crate::ground::Ground;
 use crate::rig::{admission, admit, ended, tokens, usage};
 
+type Check = (&'static str, fn(&Ground));
+
 /// The suite that every store passes.
-const SUITE: [(&str, fn(&Ground)); 11] = [
+const SUITE: [Check; 11] = [
     ("what_is_settled_is_there_after_a_restart", what_is_settled_is_there_after_a_restart),
     ("an_operation_acts_once", an_operation_acts_once),
     ("refunds_never_exceed_their_posting", refunds_never_exceed_their_posting),

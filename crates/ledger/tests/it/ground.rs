@@ -12,7 +12,7 @@ const GATEWAY: &str = "gateway";
 
 pub(crate) enum Ground {
     Sqlite(tempfile::TempDir),
-    Postgres(PostgresUrl, String),
+    Postgres(Box<PostgresUrl>, String),
 }
 
 impl Ground {
@@ -22,7 +22,7 @@ impl Ground {
 
     pub(crate) fn postgres(cluster: &Cluster, database: &str) -> Self {
         let url = cluster.database(database);
-        Self::Postgres(url.parse().unwrap(), url)
+        Self::Postgres(Box::new(url.parse().unwrap()), url)
     }
 
     pub(crate) fn is_postgres(&self) -> bool {

@@ -59,7 +59,8 @@ impl Input {
         };
         for (name, value) in &map {
             let field = known(fields, name)?;
-            if !(value.is_null() && !field.is_required) && !fits(field.kind, value) {
+            let left_out = value.is_null() && !field.is_required;
+            if !left_out && !fits(field.kind, value) {
                 return Err(wrong(field));
             }
         }
