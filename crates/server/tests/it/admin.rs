@@ -53,7 +53,8 @@ pub(crate) async fn tenant(house: &House, name: &str) -> Tenant {
     let record = format!("chatcmpl-{organisation}");
     charge(house, &record, &organisation, &project, &project_key).await;
     let invoice = invoice(house, &organisation).await;
-    let body = json!({"url": "https://hooks.example.com/in"});
+    // An event that no test brings about: nothing is ever sent there.
+    let body = json!({"url": "https://hooks.example.com/in", "topics": ["budget.reached"]});
     let made = house.ask(&key, "POST", "/admin/v1/webhooks", &body).await.json();
     let webhook = made["id"].as_str().unwrap().to_owned();
     let letter = dead_letter(house, &organisation, &webhook).await;
