@@ -76,7 +76,7 @@ pub(crate) struct Options {
     /// Requests of each run; by default 4 per user, or 40.
     #[arg(long)]
     requests: Option<usize>,
-    /// A mixture of requests instead of the three options below: [WEIGHT*]PROMPT[+SHARED]/OUTPUT, in tokens.
+    /// A mixture of requests instead of the three options below: `[WEIGHT*]PROMPT[+SHARED]/OUTPUT`, in tokens.
     #[arg(long, value_delimiter = ',', value_name = "KIND")]
     mix: Vec<Kind>,
     /// Words of each prompt, about as many tokens.
