@@ -116,3 +116,42 @@ pub(crate) fn row(table: &str, texts: &[&[u8]], numbers: &[u64]) -> [u8; 32] {
     }
     fields.end()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::book::EntryKind;
+
+    #[test]
+    fn every_field_of_a_line_changes_its_link() {
+        let entry = Entry {
+            kind: EntryKind::Post,
+            id: "id".into(),
+            debit: "org/a".into(),
+            credit: "revenue".into(),
+            asset: "CNY".into(),
+            amount: 7,
+            refers: None,
+            detail: [0; 32],
+        };
+        let changed = [
+            Entry { kind: EntryKind::Credit, ..entry.clone() },
+            Entry { id: "ie".into(), ..entry.clone() },
+            Entry { debit: "org/b".into(), ..entry.clone() },
+            Entry { credit: "revenu".into(), asset: "eCNY".into(), ..entry.clone() },
+            Entry { asset: "USD".into(), ..entry.clone() },
+            Entry { amount: 8, ..entry.clone() },
+            Entry { refers: Some(1), ..entry.clone() },
+            Entry { detail: [1; 32], ..entry.clone() },
+        ];
+        let mut links: Vec<_> = changed.iter().map(|e| link(&GENESIS, 1, 2, e)).collect();
+        links.push(link(&GENESIS, 1, 2, &entry));
+        links.push(link(&GENESIS, 2, 2, &entry));
+        links.push(link(&GENESIS, 1, 3, &entry));
+        links.push(link(&[1; 32], 1, 2, &entry));
+        let all = links.len();
+        links.sort_unstable();
+        links.dedup();
+        assert_eq!(links.len(), all);
+    }
+}
