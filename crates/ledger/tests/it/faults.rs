@@ -72,7 +72,9 @@ fn lose_power(seed: u64, synchronous: Synchronous) -> Option<Result<usize, Strin
     let (stop, acknowledged) = (AtomicBool::new(false), Mutex::new(Acknowledged::new()));
     std::thread::scope(|scope| {
         scope.spawn(|| serve(&ledger, "r", &stop, &acknowledged));
-        std::thread::sleep(Duration::from_micros(5_000 + random.below(60_000)));
+        // However busy the machine is: something was acknowledged before.
+        wait_for(|| (!acknowledged.lock().unwrap().is_empty()).then_some(()));
+        std::thread::sleep(Duration::from_micros(random.below(60_000)));
         disk.fail(Fault::PowerOff);
         stop.store(true, Ordering::Relaxed);
     });
