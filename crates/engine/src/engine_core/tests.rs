@@ -263,7 +263,7 @@ fn shares_follow_weights_whoever_asks_for_more() {
         let mut owners = BTreeMap::new();
         for (tenant, &weight) in weights.iter().enumerate() {
             // The first of them abuses.
-            let count = if tenant == 0 { 200 } else { 40 };
+            let count = if tenant == 0 { 200 } else { 18 };
             for i in 0..count {
                 let seed = tenant as u32 * 1000 + i;
                 let request = GenerateRequest {

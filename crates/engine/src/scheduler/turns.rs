@@ -86,7 +86,7 @@ impl Scheduler {
         Some(limit_ms)
     }
 
-    /// How long a step may take with a prompt of `tenant` in it, for the sake of the others that have a part in it.
+    /// How long a step may take with a prompt of `tenant` in it, for the sake of the less served that have a part in it.
     pub(super) fn prompt_limit_ms(&self, draft: &Draft, tenant: u64, class: Priority) -> f64 {
         let Some(total) = self.total_weight(class) else { return f64::INFINITY };
         let mut parts: BTreeMap<u64, StepShape> = BTreeMap::new();
@@ -96,7 +96,11 @@ impl Scheduler {
             let is_prompt = !sequence.is_decoding();
             *part = part.with(row.start, row.count, is_prompt);
         }
-        let others = parts.into_iter().filter(|(other, _)| *other != tenant);
+        // Who has had more than this tenant need not be spared by it.
+        let served = self.shares.served(tenant);
+        let others = parts
+            .into_iter()
+            .filter(|(other, _)| *other != tenant && self.shares.served(*other) <= served);
         others
             .map(|(other, part)| self.cost.predict_ms(part) * (1.0 + self.others(other, total)))
             .fold(f64::INFINITY, f64::min)
