@@ -171,12 +171,17 @@ pub(crate) fn escaped(text: &str) -> String {
 }
 
 fn folder(settings: &Settings, needs: Needs) -> Result<Office> {
-    let directory = Arc::new(keys_folder::open(&settings.data_dir)?);
+    let directory = Arc::new(keys_folder::open_by(settings)?);
     if needs == Needs::Directory {
         return Ok(Office::new(directory, None));
     }
     let folder = settings.data_dir.join("ledger");
-    let ledger = match Ledger::open(&folder) {
+    let opened = match settings.ledger.shared()? {
+        // Beside running gateways, as one more of them for a moment.
+        Some(url) => Ledger::open_shared(&url, "command line"),
+        None => Ledger::open(&folder),
+    };
+    let ledger = match opened {
         Ok(ledger) => Arc::new(ledger),
         Err(LedgerError::InUse(_)) => bail!(
             "a running server has the ledger in {}: ask it with `--server http://127.0.0.1:8080` and a key of \

@@ -9,7 +9,7 @@ use crate::command::{
     admin, bench, chat, completions, cost, invoice, keys, ledger, list, perplexity, price, pull,
     rm, serve, show, tokenize, up, usage,
 };
-use crate::config::{LogFormat, LogLevel, Settings};
+use crate::config::{LogFormat, LogLevel, SecretUrl, Settings};
 use crate::logging;
 
 const EXAMPLES: &str = "\
@@ -89,6 +89,14 @@ pub(crate) struct GlobalArgs {
     /// Token for that hub; sent nowhere else
     #[arg(skip = hub_token())]
     pub(crate) hub_token: Option<String>,
+    /// Database of a shared ledger
+    #[arg(skip = ledger_url())]
+    pub(crate) ledger_url: Option<SecretUrl>,
+}
+
+/// From the environment only, like the token: it may hold a password.
+fn ledger_url() -> Option<SecretUrl> {
+    std::env::var("MINTAGE_LEDGER_URL").ok().filter(|url| !url.is_empty()).map(SecretUrl)
 }
 
 /// From the environment only: an argument would be readable by every process of the machine.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use mintage_hub::HubConfig;
+use mintage_ledger::PostgresUrl;
 use mintage_server::WebhookPolicy;
 use serde::Deserialize;
 
@@ -131,11 +132,56 @@ pub(crate) struct LedgerSettings {
     pub(crate) default_credit: String,
     /// Where the days and months of budgets begin.
     pub(crate) utc_offset_minutes: i32,
+    pub(crate) store: LedgerStore,
+    /// Of the database, where the store is one.
+    pub(crate) url: SecretUrl,
+    /// This gateway's name among those that share the database; empty makes one of the host and the port.
+    pub(crate) gateway: String,
+}
+
+/// Where the ledger is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LedgerStore {
+    /// In a file, for one gateway.
+    #[default]
+    Sqlite,
+    /// In a database that gateways share.
+    Postgres,
+}
+
+/// A URL that may hold a password: shown to nobody.
+#[derive(Clone, Default, PartialEq, Deserialize)]
+pub(crate) struct SecretUrl(pub(crate) String);
+
+impl std::fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretUrl")
+    }
+}
+
+impl LedgerSettings {
+    /// The database, where gateways share one.
+    pub(crate) fn shared(&self) -> Result<Option<PostgresUrl>> {
+        match self.store {
+            LedgerStore::Sqlite => Ok(None),
+            LedgerStore::Postgres => {
+                Ok(Some(self.url.0.parse().context("`ledger.url` or MINTAGE_LEDGER_URL")?))
+            }
+        }
+    }
 }
 
 impl Default for LedgerSettings {
     fn default() -> Self {
-        Self { enabled: true, default_credit: "unlimited".to_owned(), utc_offset_minutes: 480 }
+        Self {
+            enabled: true,
+            default_credit: "unlimited".to_owned(),
+            utc_offset_minutes: 480,
+            store: LedgerStore::Sqlite,
+            url: SecretUrl::default(),
+            gateway: String::new(),
+        }
     }
 }
 
@@ -238,6 +284,9 @@ impl Settings {
             settings.hub.endpoint.clone_from(endpoint);
         }
         settings.hub.token.clone_from(&arguments.hub_token);
+        if let Some(url) = &arguments.ledger_url {
+            settings.ledger.url.clone_from(url);
+        }
         Ok(settings)
     }
 
@@ -359,7 +408,7 @@ mod tests {
                 "listen, require_key, drain_timeout_s, share_prefix_cache, max_concurrent_requests, max_connections, \
                  max_body_bytes, max_choices, max_output_tokens, request_timeout_s",
             ),
-            ("[ledger]\nx = 1", "enabled, default_credit, utc_offset_minutes"),
+            ("[ledger]\nx = 1", "enabled, default_credit, utc_offset_minutes, store, url, gateway"),
             ("[webhooks]\nx = 1", "allow_hosts, allow_private_addresses, timeout_s, max_attempts"),
             (
                 "[engine]\nx = 1",

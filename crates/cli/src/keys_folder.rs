@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use mintage_ledger::DirectoryStore;
 use mintage_ledger::directory::{CreatedKey, NewKey};
 
+use crate::config::Settings;
+
 /// The tenant of keys that nobody assigned.
 pub(crate) const DEFAULT_TENANT: &str = "default";
 /// The environment variable with the first key.
@@ -29,6 +31,15 @@ pub(crate) fn open(data_dir: &Path) -> Result<DirectoryStore> {
     let folder = data_dir.join("keys");
     DirectoryStore::open(&folder)
         .with_context(|| format!("the API keys in {} cannot be opened", folder.display()))
+}
+
+/// Opens the directory that the settings name: the database's where gateways share one, else the data folder's.
+pub(crate) fn open_by(settings: &Settings) -> Result<DirectoryStore> {
+    match settings.ledger.shared()? {
+        None => open(&settings.data_dir),
+        Some(url) => DirectoryStore::open_shared(&settings.data_dir.join("keys"), &url)
+            .with_context(|| format!("the API keys in {url} cannot be opened")),
+    }
 }
 
 /// Takes the key of the environment, if there is one.

@@ -18,9 +18,15 @@ pub(crate) fn billing(settings: &Settings) -> Result<Option<Billing>> {
     if !settings.ledger.enabled {
         return Ok(None);
     }
-    let folder = settings.data_dir.join("ledger");
-    let ledger = Ledger::open(&folder)
-        .with_context(|| format!("the ledger in {} cannot be opened", folder.display()))?;
+    let ledger = match settings.ledger.shared()? {
+        Some(url) => Ledger::open_shared(&url, &gateway_name(settings))
+            .with_context(|| format!("the ledger in {url} cannot be opened"))?,
+        None => {
+            let folder = settings.data_dir.join("ledger");
+            Ledger::open(&folder)
+                .with_context(|| format!("the ledger in {} cannot be opened", folder.display()))?
+        }
+    };
     let text = settings.ledger.default_credit.trim();
     let limit = if text == "unlimited" {
         UNLIMITED
@@ -41,5 +47,35 @@ pub(crate) fn billing(settings: &Settings) -> Result<Option<Billing>> {
     let prices = Arc::new(move |model: &str, at_ms: u64| {
         Some(kept.rating(model, at_ms, request).unwrap_or_else(|| Arc::clone(&unpriced)))
     });
-    Ok(Some(Billing { ledger: Arc::new(ledger), prices, lists: Some(lists), calendar }))
+    let ledger = Arc::new(ledger);
+    follow_prices(&ledger, &lists);
+    Ok(Some(Billing { ledger, prices, lists: Some(lists), calendar }))
+}
+
+/// Lists that come in at another gateway count here too.
+fn follow_prices(ledger: &Arc<Ledger>, lists: &Arc<KeptPrices>) {
+    let (weak, lists) = (Arc::downgrade(ledger), Arc::clone(lists));
+    ledger.on_document(move |kind| {
+        let (weak, lists) = (weak.clone(), Arc::clone(&lists));
+        if kind != "price" {
+            return;
+        }
+        // Not on the ledger's own thread, which would have to end itself if this were the last to hold the ledger.
+        std::thread::spawn(move || {
+            let Some(ledger) = weak.upgrade() else { return };
+            if let Err(error) = lists.reload(&ledger) {
+                tracing::warn!(%error, "price lists of another gateway cannot be read");
+            }
+        });
+    });
+}
+
+/// Gateways on one host differ by their ports.
+fn gateway_name(settings: &Settings) -> String {
+    let given = settings.ledger.gateway.trim();
+    if !given.is_empty() {
+        return given.to_owned();
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}:{}", host.trim(), settings.server.listen.port())
 }

@@ -12,8 +12,8 @@ use rusqlite::backup::Backup;
 
 use crate::ledger::{self, LedgerError};
 use crate::store::{
-    FILE_NAME, MAX_RECORDS_PER_READ, Reader, SqliteReader, StoreError, UsageFilter, Verified,
-    open_reader, sqlite_error,
+    Document, FILE_NAME, KeptAnswer, MAX_RECORDS_PER_READ, Message, Reader, SqliteReader,
+    StoreError, UsageFilter, Verified, open_reader, sqlite_error,
 };
 
 /// Pages copied between two chances for a running server to write.
@@ -95,8 +95,12 @@ fn copy(source: &rusqlite::Connection, target: &Path) -> Result<Verified, Ledger
 /// # Errors
 /// [`LedgerError::Io`], [`LedgerError::Store`].
 pub fn export_file(folder: &Path, out: &mut dyn Write) -> Result<(), LedgerError> {
+    export(&mut reader(folder)?, out)
+}
+
+/// The same from any store.
+pub(crate) fn export(reader: &mut dyn Reader, out: &mut dyn Write) -> Result<(), LedgerError> {
     let io = |source| LedgerError::Io { path: "export".to_owned(), source };
-    let mut reader = reader(folder)?;
     let mut after = 0;
     loop {
         let lines = reader.log(after, MAX_RECORDS_PER_READ)?;
@@ -131,6 +135,63 @@ pub fn export_file(folder: &Path, out: &mut dyn Write) -> Result<(), LedgerError
         }
     }
     out.flush().map_err(io)
+}
+
+/// Rows of a file that are neither lines of the log nor usage records.
+#[derive(Default)]
+pub(crate) struct RowsBesideTheLog {
+    /// With the line that each made.
+    pub(crate) operations: Vec<(i64, String, String)>,
+    /// With the line that tells of each.
+    pub(crate) documents: Vec<(u64, Document)>,
+    /// Still to go out.
+    pub(crate) messages: Vec<Message>,
+    /// Kept for repetitions.
+    pub(crate) answers: Vec<KeptAnswer>,
+}
+
+fn number(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<u64> {
+    Ok(u64::try_from(row.get::<_, i64>(at)?).unwrap_or(0))
+}
+
+/// Reads them as they are; the file was verified before.
+pub(crate) fn beside_the_log(reader: &SqliteReader) -> Result<RowsBesideTheLog, LedgerError> {
+    let rows = || -> rusqlite::Result<RowsBesideTheLog> {
+        let connection = &reader.connection;
+        let mut rows = RowsBesideTheLog::default();
+        let mut select = connection.prepare("SELECT seq, id, body FROM operation ORDER BY seq")?;
+        let all = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        rows.operations = all.collect::<rusqlite::Result<_>>()?;
+        let mut select =
+            connection.prepare("SELECT seq, kind, id, version, body FROM document ORDER BY seq")?;
+        let all = select.query_map([], |row| {
+            let version = number(row, 3)?;
+            let document =
+                Document { kind: row.get(1)?, id: row.get(2)?, version, body: row.get(4)? };
+            Ok((number(row, 0)?, document))
+        })?;
+        rows.documents = all.collect::<rusqlite::Result<_>>()?;
+        let mut select =
+            connection.prepare("SELECT topic, body, due_ms FROM outbox ORDER BY number")?;
+        let all = select.query_map([], |row| {
+            Ok(Message { topic: row.get(0)?, body: row.get(1)?, due_ms: number(row, 2)? })
+        })?;
+        rows.messages = all.collect::<rusqlite::Result<_>>()?;
+        let mut select =
+            connection.prepare("SELECT scope, key, body_digest, answer, expires_ms FROM answer")?;
+        let all = select.query_map([], |row| {
+            Ok(KeptAnswer {
+                scope: row.get(0)?,
+                key: row.get(1)?,
+                body_digest: row.get(2)?,
+                answer: row.get(3)?,
+                expires_ms: number(row, 4)?,
+            })
+        })?;
+        rows.answers = all.collect::<rusqlite::Result<_>>()?;
+        Ok(rows)
+    };
+    Ok(rows().map_err(sqlite_error)?)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -30,7 +30,7 @@ pub use ledger::{
 pub use money::{Amount, AmountError, Currency, CurrencyError, PICO_PER_UNIT};
 pub use postgres::{
     Claimed, LEASE_TTL, Pool, PoolAccount, PostgresError, PostgresReader, PostgresStore,
-    PostgresUrl, Purse, Spending, Tenure,
+    PostgresUrl, Purse, Spending, Tenure, export_shared, migrate_file, verify_shared,
 };
 pub use rating::{Ask, Quote, Rating, Unpriced};
 pub use store::{

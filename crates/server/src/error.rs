@@ -6,6 +6,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use mintage_ledger::Refusal;
 use mintage_ledger::limits::{LimitKind, LimitRefusal, Standings};
 use mintage_model::{EngineFault, SubmitError};
 use serde::Serialize;
@@ -65,6 +66,8 @@ pub(crate) struct ApiError {
     pub(crate) limit: Option<Box<LimitFacts>>,
     /// For the log only.
     pub(crate) log: Option<String>,
+    /// What money is missing, where that is why: a larger slice of a shared balance may help.
+    pub(crate) short: Option<Box<Refusal>>,
 }
 
 /// What a tenant is told of a limit that stands in its way.
@@ -104,6 +107,7 @@ impl ApiError {
             code: Some(code),
             limit: None,
             log: None,
+            short: None,
         }
     }
 

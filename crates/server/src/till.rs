@@ -119,6 +119,13 @@ impl Till {
         })
     }
 
+    /// Whether a request that was refused for want of money is worth admitting again: gateways that share a ledger have
+    /// only slices of it, and a larger one came in.
+    pub(crate) async fn cover(&self, principal: &Principal, error: &ApiError) -> bool {
+        let (Some(ledger), Some(refusal)) = (self.ledger(), &error.short) else { return false };
+        ledger.cover(&principal.organisation, refusal).await
+    }
+
     /// Lets a request in, or says why not. Takes microseconds; waits for nothing.
     pub(crate) fn admit(
         &self,
@@ -211,7 +218,10 @@ fn refused(error: AdmitError<Box<LimitRefusal>>, model: &str) -> ApiError {
         AdmitError::NoPrice => no_price(model),
         AdmitError::Refused(
             refusal @ (Refusal::InsufficientBalance { .. } | Refusal::InsufficientQuota),
-        ) => ApiError::no_money(sentence(&refusal.to_string())),
+        ) => ApiError {
+            short: Some(Box::new(refusal.clone())),
+            ..ApiError::no_money(sentence(&refusal.to_string()))
+        },
         AdmitError::Refused(refusal) => {
             ApiError::internal(format!("the ledger refused: {refusal}"))
         }

@@ -42,7 +42,7 @@ enum KeysCommand {
 }
 
 pub(crate) fn run(settings: &Settings, args: &KeysArgs) -> Result<()> {
-    let keys = keys_folder::open(&settings.data_dir)?;
+    let keys = keys_folder::open_by(settings)?;
     match &args.command {
         KeysCommand::Create { name, tenant, expires_days } => {
             let now = now_unix();

@@ -5,9 +5,12 @@
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use mintage_ledger::{Verified, backup_file, export_file, restore_file, verify_file};
+use mintage_ledger::{
+    DirectoryStore, PostgresUrl, Verified, backup_file, export_file, export_shared, migrate_file,
+    restore_file, verify_file, verify_shared,
+};
 
 use crate::config::Settings;
 use crate::output;
@@ -34,6 +37,12 @@ enum LedgerCommand {
         /// The file, which must not exist
         file: PathBuf,
     },
+    /// Move the ledger of the data folder into a PostgreSQL database, verified; no server may run
+    Migrate {
+        /// Of a database without a ledger: postgres://user:password@host/database [default: the settings' `ledger.url`]
+        #[arg(long, value_name = "URL", hide_env_values = true)]
+        to: Option<String>,
+    },
     /// Make the ledger of the data folder from a backup; there must be none yet
     Restore {
         /// The backup
@@ -43,7 +52,17 @@ enum LedgerCommand {
 
 pub(crate) fn run(settings: &Settings, args: &LedgerArgs) -> Result<()> {
     let folder = settings.data_dir.join("ledger");
+    if let LedgerCommand::Migrate { to } = &args.command {
+        let url: PostgresUrl = to.as_ref().unwrap_or(&settings.ledger.url.0).parse()?;
+        let verified = migrate_file(&folder, &url)?;
+        drop(DirectoryStore::open_shared(&settings.data_dir.join("keys"), &url)?);
+        return Ok(output::print(&summary(&format!("moved to {url} and verified"), &verified))?);
+    }
+    if let Some(url) = settings.ledger.shared()? {
+        return run_shared(&url, &args.command);
+    }
     match &args.command {
+        LedgerCommand::Migrate { .. } => Ok(()),
         LedgerCommand::Verify => {
             let verified = verify_file(&folder)
                 .context("the ledger does not verify; restore a backup if it is damaged")?;
@@ -70,6 +89,35 @@ pub(crate) fn run(settings: &Settings, args: &LedgerArgs) -> Result<()> {
             let verified = restore_file(file, &folder)?;
             Ok(output::print(&summary("restored and verified", &verified))?)
         }
+    }
+}
+
+/// On a ledger that gateways share.
+fn run_shared(url: &PostgresUrl, command: &LedgerCommand) -> Result<()> {
+    match command {
+        LedgerCommand::Verify => {
+            let verified = verify_shared(url).context("the ledger does not verify")?;
+            Ok(output::print(&summary("verified", &verified))?)
+        }
+        LedgerCommand::Export { out: Some(path) } => {
+            let file = std::fs::File::create_new(path)
+                .with_context(|| format!("{} cannot be made", path.display()))?;
+            let mut out = BufWriter::new(file);
+            export_shared(url, &mut out)?;
+            let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+            Ok(file.sync_all()?)
+        }
+        LedgerCommand::Export { out: None } => {
+            let mut out = BufWriter::new(std::io::stdout().lock());
+            export_shared(url, &mut out)?;
+            Ok(out.flush()?)
+        }
+        LedgerCommand::Backup { .. } | LedgerCommand::Restore { .. } => bail!(
+            "a ledger in PostgreSQL is backed up and restored with PostgreSQL's own programs: \
+             `pg_dump --schema=mintage`, `pg_restore`, or a base backup with its log; \
+             `mintage ledger verify` checks the result"
+        ),
+        LedgerCommand::Migrate { .. } => Ok(()),
     }
 }
 

@@ -64,7 +64,7 @@ pub(crate) fn run(mut settings: Settings, args: &ServeArgs) -> Result<()> {
 /// Everything from settings to the last answer. Whatever can be refused is refused before a model is fetched.
 pub(crate) fn start(settings: &Settings, greeting: Greeting) -> Result<()> {
     let listen = settings.server.listen;
-    let keys = Arc::new(keys_folder::open(&settings.data_dir)?);
+    let keys = Arc::new(keys_folder::open_by(settings)?);
     let access =
         if settings.server.require_key { Access::Keys(Arc::clone(&keys)) } else { Access::Open };
     if matches!(access, Access::Open) {

@@ -74,6 +74,9 @@ pub enum DirectoryError {
         /// What is wrong.
         message: String,
     },
+    /// The database that has it could not be asked.
+    #[error(transparent)]
+    Shared(#[from] crate::postgres::PostgresError),
     /// The system gave no random bytes.
     #[error("the system gives no random numbers: {0}")]
     Random(String),

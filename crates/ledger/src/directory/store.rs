@@ -21,6 +21,7 @@ use super::{
     ApiKey, Directory, DirectoryError, KeyOwner, KeyRefusal, NewKey, Organisation, Principal,
     Project, Secret,
 };
+use crate::postgres::{PostgresUrl, SharedDirectory};
 
 /// Operators' own keys: shorter ones could be guessed.
 const MIN_IMPORTED_BYTES: usize = 8;
@@ -67,16 +68,25 @@ struct Loaded {
     stamp: Option<Stamp>,
 }
 
-/// Tells whether the file changed since it was read.
+/// Tells whether the directory changed since it was read.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    modified: SystemTime,
-    len: u64,
+enum Stamp {
+    File { modified: SystemTime, len: u64 },
+    Version(i64),
+}
+
+/// Where the directory is kept.
+enum Home {
+    /// In the folder's own file.
+    Folder,
+    /// In the database that gateways share; the folder has the pepper.
+    Shared(SharedDirectory),
 }
 
 /// The directory of one installation, in a folder of its own. Shared between threads.
 pub struct DirectoryStore {
     folder: PathBuf,
+    home: Home,
     pepper: Pepper,
     loaded: RwLock<Loaded>,
 }
@@ -99,7 +109,30 @@ impl DirectoryStore {
         let pepper = read_or_make_pepper(folder)?;
         take_over_old_keys(folder)?;
         let loaded = load(&folder.join(DIRECTORY_FILE))?;
-        Ok(Self { folder: folder.to_owned(), pepper, loaded: RwLock::new(loaded) })
+        let loaded = RwLock::new(loaded);
+        Ok(Self { folder: folder.to_owned(), home: Home::Folder, pepper, loaded })
+    }
+
+    /// Opens the directory that gateways share in a database. Where there is none yet, the folder's own becomes it.
+    /// The pepper stays in the folder: whoever steals the database has no keys. All gateways need the same.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Shared`]; [`DirectoryError::Invalid`] where the folder's pepper is another one.
+    pub fn open_shared(folder: &Path, url: &PostgresUrl) -> Result<Self, DirectoryError> {
+        let own = Self::open(folder)?;
+        let directory = SharedDirectory::open(url)?;
+        let text = to_text(&own.snapshot(), shared_path())?;
+        let check = hex(&own.pepper.keyed("check", "shared directory"));
+        if directory.found(&text, &check)? != check {
+            return Err(DirectoryError::Invalid(format!(
+                "{} is not the pepper that the shared directory was made with: copy the file from \
+                 another gateway",
+                folder.join(PEPPER_FILE).display()
+            )));
+        }
+        let store = Self { home: Home::Shared(directory), ..own };
+        store.reload_if_changed()?;
+        Ok(store)
     }
 
     /// The directory as it is now.
@@ -117,11 +150,22 @@ impl DirectoryStore {
         change: impl FnOnce(&mut Directory) -> Result<T, DirectoryError>,
     ) -> Result<T, DirectoryError> {
         let _lock = lock(&self.folder)?;
-        let path = self.folder.join(DIRECTORY_FILE);
-        let mut directory = read_directory(&path)?;
-        let outcome = change(&mut directory)?;
-        write_directory(&path, &directory)?;
-        let fresh = index(directory, stamp(&path)?);
+        let (outcome, fresh) = match &self.home {
+            Home::Folder => {
+                let path = self.folder.join(DIRECTORY_FILE);
+                let mut directory = read_directory(&path)?;
+                let outcome = change(&mut directory)?;
+                write_directory(&path, &directory)?;
+                (outcome, index(directory, stamp(&path)?))
+            }
+            Home::Shared(shared) => {
+                let mut turn = shared.begin()?;
+                let mut directory = from_text(turn.body(), shared_path())?;
+                let outcome = change(&mut directory)?;
+                let version = turn.finish(to_text(&directory, shared_path())?)?;
+                (outcome, index(directory, Some(Stamp::Version(version))))
+            }
+        };
         *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(outcome)
     }
@@ -374,12 +418,24 @@ impl DirectoryStore {
     /// # Errors
     /// The file can no longer be read; what was known so far stays in force.
     pub fn reload_if_changed(&self) -> Result<bool, DirectoryError> {
-        let path = self.folder.join(DIRECTORY_FILE);
-        let stamp = stamp(&path)?;
-        if self.with(|loaded| loaded.stamp == stamp) {
-            return Ok(false);
-        }
-        let fresh = load(&path)?;
+        let known = self.with(|loaded| loaded.stamp);
+        let fresh = match &self.home {
+            Home::Folder => {
+                let path = self.folder.join(DIRECTORY_FILE);
+                if known == stamp(&path)? {
+                    return Ok(false);
+                }
+                load(&path)?
+            }
+            Home::Shared(shared) => {
+                let version = match known {
+                    Some(Stamp::Version(version)) => version,
+                    _ => 0,
+                };
+                let Some((version, text)) = shared.newer_than(version)? else { return Ok(false) };
+                index(from_text(&text, shared_path())?, Some(Stamp::Version(version)))
+            }
+        };
         *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(true)
     }
@@ -520,8 +576,12 @@ fn load(path: &Path) -> Result<Loaded, DirectoryError> {
 
 fn read_directory(path: &Path) -> Result<Directory, DirectoryError> {
     let Some(text) = read_bounded(path)? else { return Ok(Directory::default()) };
+    from_text(&text, path)
+}
+
+fn from_text(text: &str, path: &Path) -> Result<Directory, DirectoryError> {
     let damaged = |message| DirectoryError::Damaged { path: path.to_owned(), message };
-    let written: Written = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+    let written: Written = serde_json::from_str(text).map_err(|e| damaged(e.to_string()))?;
     if written.version != FORMAT_VERSION {
         return Err(damaged(format!(
             "its version is {}, this program writes {FORMAT_VERSION}",
@@ -531,10 +591,19 @@ fn read_directory(path: &Path) -> Result<Directory, DirectoryError> {
     Directory::read(written).map_err(damaged)
 }
 
+/// For messages: where a directory stands that is no file.
+fn shared_path() -> &'static Path {
+    Path::new("the shared directory")
+}
+
+fn to_text(directory: &Directory, path: impl AsRef<Path>) -> Result<String, DirectoryError> {
+    serde_json::to_string_pretty(&directory.write(FORMAT_VERSION)).map_err(|e| {
+        DirectoryError::Damaged { path: path.as_ref().to_owned(), message: e.to_string() }
+    })
+}
+
 fn write_directory(path: &Path, directory: &Directory) -> Result<(), DirectoryError> {
-    let text = serde_json::to_string_pretty(&directory.write(FORMAT_VERSION))
-        .map_err(|e| DirectoryError::Damaged { path: path.to_owned(), message: e.to_string() })?;
-    write_atomically(path, text.as_bytes())
+    write_atomically(path, to_text(directory, path)?.as_bytes())
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirectoryError {
@@ -593,7 +662,7 @@ fn stamp(path: &Path) -> Result<Option<Stamp>, DirectoryError> {
     match fs::metadata(path) {
         Ok(meta) => {
             let modified = meta.modified().map_err(io_error("examine", path))?;
-            Ok(Some(Stamp { modified, len: meta.len() }))
+            Ok(Some(Stamp::File { modified, len: meta.len() }))
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(io_error("examine", path)(e)),

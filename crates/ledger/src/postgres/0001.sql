@@ -170,5 +170,7 @@ CREATE TABLE mintage.claim (
 CREATE TABLE mintage.directory (
     one     boolean PRIMARY KEY DEFAULT true CHECK (one),
     version int8 NOT NULL,
-    body    text NOT NULL
+    body    text NOT NULL,
+    -- Tells whether a gateway has the pepper of the keys' hashes; the pepper itself is not here.
+    pepper_check text NOT NULL
 );

@@ -9,7 +9,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -20,7 +20,7 @@ use super::slice::Spending;
 use super::store::{PostgresStore, Tenure};
 use super::{PostgresError, PostgresUrl};
 use crate::book::Operation;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, now_ms};
 use crate::money::Amount;
 use crate::store::Work;
 use crate::writer::{Shared, Unavailable};
@@ -106,6 +106,11 @@ impl Agent {
     /// The account over all gateways.
     pub(crate) fn account(&self, purse: Purse) -> Result<PoolAccount, PostgresError> {
         self.reader.run(move |session| pool::account(session, &purse))
+    }
+
+    /// All accounts of the pool.
+    pub(crate) fn purses(&self) -> Result<Vec<Purse>, PostgresError> {
+        self.reader.run(pool::purses)
     }
 
     /// Calls `listener` with the kind of each document that another gateway changes.
@@ -531,11 +536,6 @@ impl Working {
         tracing::error!(error = %trouble, "the ledger has stopped");
         state.trouble = Some(trouble);
     }
-}
-
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What the pool has leased comes into the book, and into the queue of the gateway's log.

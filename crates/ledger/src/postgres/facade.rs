@@ -60,6 +60,23 @@ impl Ledger {
         Ok(Balance { balance, held: here.held, credit_line: all.credit })
     }
 
+    /// All balances, as [`Self::whole_balance`] says.
+    ///
+    /// # Errors
+    /// [`LedgerError::Postgres`].
+    pub fn whole_balances(&self) -> Result<Vec<(Arc<str>, Currency, Balance)>, LedgerError> {
+        let Some(agent) = &self.agent else { return Ok(self.balances()) };
+        let mut all = Vec::new();
+        for purse in agent.purses()? {
+            let org = purse.account.strip_prefix("org/").map(Arc::<str>::from);
+            if let (Some(org), Ok(currency)) = (org, purse.asset.parse()) {
+                let balance = self.whole_balance(&org, currency)?;
+                all.push((org, currency, balance));
+            }
+        }
+        Ok(all)
+    }
+
     /// Calls `listener` with a document's kind whenever a gateway, this one included, has written one in a shared
     /// ledger. Words can be lost with a connection: look yourself once in a while too.
     pub fn on_document(&self, listener: impl Fn(&str) + Send + Sync + 'static) {

@@ -13,7 +13,9 @@
 
 mod agent;
 mod connect;
+mod directory;
 mod facade;
+mod migrate;
 mod pool;
 mod read;
 mod rows;
@@ -24,6 +26,8 @@ mod verify;
 
 pub(crate) use agent::Agent;
 pub use connect::{PostgresError, PostgresUrl};
+pub(crate) use directory::SharedDirectory;
+pub use migrate::{export_shared, migrate_file, verify_shared};
 pub use pool::{Claimed, Pool, PoolAccount, Purse};
 pub use read::PostgresReader;
 pub use slice::Spending;

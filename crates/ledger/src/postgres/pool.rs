@@ -304,6 +304,13 @@ pub(super) fn lease_account(stream: i64) -> Arc<str> {
     format!("lease/{stream}").into()
 }
 
+/// All accounts, by name.
+pub(super) fn purses(session: &mut Session) -> Result<Vec<Purse>, PostgresError> {
+    let sql = "SELECT account, asset FROM mintage.pool ORDER BY account, asset";
+    let rows = session.client().query(sql, &[])?;
+    rows.iter().map(|row| Ok(Purse { account: text(row, 0)?, asset: text(row, 1)? })).collect()
+}
+
 /// The account as a whole; zeros where there is none.
 pub(super) fn account(session: &mut Session, purse: &Purse) -> Result<PoolAccount, PostgresError> {
     let read = session.prepare(
@@ -399,6 +406,30 @@ pub(super) fn make_purse(
         &[&&*purse.account, &&*purse.asset, &name],
     )?;
     Ok(())
+}
+
+/// Puts what a log from a file still has of an account into a pool. Returns the line that must leave that log.
+pub(super) fn import(
+    transaction: &mut Transaction<'_>,
+    purse: &Purse,
+    lease: &Arc<str>,
+    balance: Amount,
+    credit: Amount,
+) -> Result<Option<Entry>, PostgresError> {
+    make_purse(transaction, purse)?;
+    let locked = lock_purse(transaction, purse)?;
+    let mut locked = locked.ok_or_else(|| damaged("an account just made is missing"))?;
+    locked.credit = credit.pico();
+    let kind = if balance.is_negative() { EntryKind::Lease } else { EntryKind::Return };
+    let size = balance.pico().checked_abs().map(Amount::from_pico).unwrap_or_default();
+    let entry = lease_entry(&locked, lease, size, kind)?;
+    if balance.is_zero() {
+        append(transaction, &mut locked, &[])?;
+        return Ok(None);
+    }
+    append(transaction, &mut locked, std::slice::from_ref(&entry))?;
+    // The same transfer seen from the other log: what is debited here is credited there.
+    Ok(Some(Entry { debit: entry.credit, credit: entry.debit, ..entry }))
 }
 
 /// New versions of documents, into the log they share, and what goes with them.

@@ -333,7 +333,7 @@ pub(super) fn write(
     write_sums(transaction, stream, &written.touched)
 }
 
-fn copy(
+pub(super) fn copy(
     transaction: &mut Transaction<'_>,
     table: &str,
     columns: &str,
@@ -355,7 +355,7 @@ fn copy(
     Ok(())
 }
 
-fn write_document(
+pub(super) fn write_document(
     transaction: &mut Transaction<'_>,
     stream: i64,
     seq: u64,
@@ -377,7 +377,7 @@ fn write_document(
 }
 
 /// What belongs to no line: messages and answers.
-fn beside(
+pub(super) fn beside(
     transaction: &mut Transaction<'_>,
     work: &crate::store::Work,
 ) -> Result<(), PostgresError> {
@@ -454,7 +454,7 @@ fn write_marks(
 }
 
 /// Once a batch, however many lines touched them.
-fn write_sums(
+pub(super) fn write_sums(
     transaction: &mut Transaction<'_>,
     stream: i64,
     touched: &HashMap<(Arc<str>, Arc<str>), Sums>,

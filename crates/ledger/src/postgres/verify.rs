@@ -41,17 +41,22 @@ pub(super) fn verify(session: &mut Session) -> Result<Verified, PostgresError> {
         .read_only(true)
         .start()?;
     transaction.batch_execute("SET LOCAL statement_timeout = 0")?;
-    let walked = walk(&mut transaction)?;
-    sums(&mut transaction, &walked.totals)?;
-    slices(&mut transaction, &walked)?;
-    let records = records(&mut transaction)?;
-    let documents = documents(&mut transaction)?;
-    read::operations(&mut transaction, None)?;
+    verify_in(&mut transaction)
+}
+
+/// The same within a transaction that may have written what is verified.
+pub(super) fn verify_in(transaction: &mut Transaction<'_>) -> Result<Verified, PostgresError> {
+    let walked = walk(transaction)?;
+    sums(transaction, &walked.totals)?;
+    slices(transaction, &walked)?;
+    let records = records(transaction)?;
+    let documents = documents(transaction)?;
+    read::operations(transaction, None)?;
     let mut marks = 0;
     for row in transaction.query("SELECT id FROM mintage.stream ORDER BY id", &[])? {
-        marks += read::marks(&mut transaction, get(&row, 0)?)?.len() as u64;
+        marks += read::marks(transaction, get(&row, 0)?)?.len() as u64;
     }
-    read::messages(&mut transaction, u64::MAX, u64::MAX)?;
+    read::messages(transaction, u64::MAX, u64::MAX)?;
     let kept = transaction.query(
         "SELECT scope, key, body_digest, answer, expires_ms, sum FROM mintage.answer",
         &[],
@@ -185,6 +190,7 @@ fn slices(transaction: &mut Transaction<'_>, walked: &Walked) -> Result<(), Post
             return Err(damaged(format!("the balance of {account} in {asset} is not its log's")));
         }
     }
+    let mut open = walked.slices.clone();
     let rows = transaction.query(
         "SELECT s.account, s.asset, s.stream, leased::text, received::text, spent::text, t.live,
                 t.name
@@ -193,7 +199,7 @@ fn slices(transaction: &mut Transaction<'_>, walked: &Walked) -> Result<(), Post
     )?;
     for row in &rows {
         let key = (text(row, 0)?, text(row, 1)?, get(row, 2)?);
-        let of_log = walked.slices.get(&key).copied().unwrap_or_default();
+        let of_log = open.remove(&key).unwrap_or_default();
         let kept = (numeric(row, 3)?, numeric(row, 4)?, numeric(row, 5)?);
         let (live, name): (bool, &str) = (get(row, 6)?, get(row, 7)?);
         if kept != of_log {
@@ -206,7 +212,13 @@ fn slices(transaction: &mut Transaction<'_>, walked: &Walked) -> Result<(), Post
             return Err(damaged(format!("`{name}` has ended and still has a slice of {}", key.0)));
         }
     }
-    Ok(())
+    // A log from a file never had a slice: what left it must have come into the pool.
+    match open.iter().find(|(_, slice)| slice.0 != slice.1) {
+        None => Ok(()),
+        Some(((account, ..), _)) => {
+            Err(damaged(format!("a lease of {account} is in one log and not in the other")))
+        }
+    }
 }
 
 /// Each posting has its record, as written, and no id has two.

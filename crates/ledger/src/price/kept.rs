@@ -42,16 +42,17 @@ impl KeptPrices {
     /// # Errors
     /// A store that cannot be read, a document that is damaged.
     pub fn open(ledger: &Ledger) -> Result<Self, KeptError> {
-        let mut documents = ledger.documents(KIND)?;
-        documents.sort_by(|a, b| a.id.cmp(&b.id));
-        let imports = documents.iter().map(|document| {
-            serde_json::from_slice::<PriceImport>(&document.body).map_err(|error| {
-                ImportError::Damaged { id: Arc::clone(&document.id), why: error.to_string() }
-            })
-        });
-        let imports = imports.collect::<Result<Vec<_>, _>>()?;
-        let book = RwLock::new(Arc::new(PriceBook::restore(imports)?));
-        Ok(Self { book, importing: Mutex::new(()) })
+        Ok(Self { book: RwLock::new(Arc::new(read(ledger)?)), importing: Mutex::new(()) })
+    }
+
+    /// Reads the lists again, which another gateway of a shared ledger may have added to.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; the lists known so far stay.
+    pub fn reload(&self, ledger: &Ledger) -> Result<(), KeptError> {
+        let book = Arc::new(read(ledger)?);
+        *self.book.write().unwrap_or_else(PoisonError::into_inner) = book;
+        Ok(())
     }
 
     /// The book as it is now.
@@ -161,4 +162,16 @@ impl Rating for ModelRating {
         let rated = self.version.rate(&self.model, ask.admitted_ms, &charge, free_reserved).ok()?;
         Some(Quote { amount: rated.total, free_tokens: rated.free_tokens })
     }
+}
+
+fn read(ledger: &Ledger) -> Result<PriceBook, KeptError> {
+    let mut documents = ledger.documents(KIND)?;
+    documents.sort_by(|a, b| a.id.cmp(&b.id));
+    let imports = documents.iter().map(|document| {
+        serde_json::from_slice::<PriceImport>(&document.body).map_err(|error| {
+            ImportError::Damaged { id: Arc::clone(&document.id), why: error.to_string() }
+        })
+    });
+    let imports = imports.collect::<Result<Vec<_>, _>>()?;
+    Ok(PriceBook::restore(imports)?)
 }

@@ -9,8 +9,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use mintage_ledger::{
-    AdmitError, Amount, Currency, Hold, Ledger, PostgresUrl, Refusal, Together, Unavailable,
-    UsageFilter,
+    AdmitError, Amount, Changes, Currency, DirectoryStore, Document, GrantTerms, Hold, Ledger,
+    LedgerError, NewKey, PostgresUrl, Refusal, Together, Unavailable, UsageFilter, migrate_file,
 };
 use postgres::NoTls;
 
@@ -274,4 +274,108 @@ fn a_cut_wire_loses_nothing() {
     serve(&near, "all of it", 974).unwrap();
     drop(near);
     nothing_is_leased(&url);
+}
+
+/// A key revoked at one gateway opens nowhere a moment later; gateways look once a second.
+#[test]
+fn a_revoked_key_dies_everywhere() {
+    let Some(cluster) = Cluster::start() else { return };
+    let url: PostgresUrl = cluster.database("keys").parse().unwrap();
+    let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let first = DirectoryStore::open(folders[0].path()).unwrap();
+    let project = first.ensure_tenant("acme", 1).unwrap();
+    let key = first.create_key(NewKey::of_project("k", &project.id), 1).unwrap();
+    // What the first has becomes the shared directory.
+    drop(DirectoryStore::open_shared(folders[0].path(), &url).unwrap());
+    for folder in &folders[1..] {
+        let stranger = DirectoryStore::open_shared(folder.path(), &url).unwrap_err().to_string();
+        assert!(stranger.contains("not the pepper"), "{stranger}");
+        let pepper = "keys.pepper";
+        std::fs::copy(folders[0].path().join(pepper), folder.path().join(pepper)).unwrap();
+    }
+    let stores: Vec<_> = folders
+        .iter()
+        .map(|folder| DirectoryStore::open_shared(folder.path(), &url).unwrap())
+        .collect();
+    let opens = |store: &DirectoryStore, secret: &str| {
+        store.reload_if_changed().unwrap();
+        store.authenticate(secret, 2).is_ok()
+    };
+    let secret = key.secret.expose();
+    assert!(stores.iter().all(|store| opens(store, secret)));
+    let other = stores[1].create_key(NewKey::of_project("l", &project.id), 1).unwrap();
+    assert!(stores.iter().all(|store| opens(store, other.secret.expose())));
+    stores[2].revoke_key(&key.info.id, 2).unwrap();
+    assert!(!stores.iter().any(|store| opens(store, secret)));
+    assert!(!stores[0].reload_if_changed().unwrap());
+    // Two at once lose nothing, and what is refused leaves no lock behind.
+    assert!(stores[0].revoke_key("nobody", 2).is_err());
+    std::thread::scope(|scope| {
+        for store in &stores {
+            let project = &project.id;
+            scope.spawn(move || {
+                for _ in 0..5 {
+                    store.create_key(NewKey::of_project("many", project), 3).unwrap();
+                }
+            });
+        }
+    });
+    stores[0].reload_if_changed().unwrap();
+    assert_eq!(stores[0].snapshot().keys().count(), 17);
+}
+
+/// A file's ledger goes over with its chain, records, documents and balances, and gateways go on from there.
+#[test]
+fn a_file_moves_into_the_database() {
+    let Some(cluster) = Cluster::start() else { return };
+    let text = cluster.database("moved");
+    let url: PostgresUrl = text.parse().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = crate::rig::funded(folder.path(), 1_000);
+    for i in 0..20 {
+        serve(&file, &format!("r{i}"), 7).unwrap();
+    }
+    file.credit_line("l1", "poor", CNY, tokens(50)).unwrap().wait().unwrap();
+    let owed = Amount::from_pico(-tokens(20).pico());
+    file.adjust("a1", "poor", CNY, owed).unwrap().wait().unwrap();
+    let terms =
+        GrantTerms { org: "free".into(), models: Vec::new(), tokens: 9, expires_ms: 1 << 40 };
+    file.grant("g1", "g1", terms).unwrap().wait().unwrap();
+    let document =
+        Document { kind: "price".into(), id: "1".into(), version: 1, body: b"{}".to_vec() };
+    let changes = Changes { documents: vec![document], ..Changes::default() };
+    file.write(changes).unwrap().wait().unwrap();
+    let before = file.verify().unwrap();
+    let records = file.usage(&UsageFilter::default()).unwrap();
+    assert!(matches!(migrate_file(folder.path(), &url), Err(LedgerError::InUse(_))));
+    drop(file);
+    let after = migrate_file(folder.path(), &url).unwrap();
+    assert_eq!((after.records, after.documents), (before.records, before.documents));
+    assert!(migrate_file(folder.path(), &url).is_err(), "there is nothing left to move");
+    let moved = gateway(&text, "a");
+    assert_eq!(moved.usage(&UsageFilter::default()).unwrap(), records);
+    let chain = format!(
+        "SELECT count(*) FROM mintage.log WHERE stream = 0 AND seq = {} AND \
+                         encode(link, 'hex') = '{}'",
+        before.lines, before.link
+    );
+    assert_eq!(one(&text, &chain), 1, "the chain goes on where the file's ended");
+    assert_eq!(whole(&moved), tokens(860));
+    let poor = moved.whole_balance("poor", CNY).unwrap();
+    assert_eq!((poor.balance, poor.available()), (owed, tokens(30)));
+    serve(&moved, "new", 860).unwrap();
+    assert!(serve(&moved, "too much", 1).is_err());
+    // What the file knew is known: ids of operations, postings to refund, versions of documents.
+    moved.topup("t1", "acme", CNY, tokens(1_000)).unwrap().wait().unwrap();
+    assert_eq!(whole(&moved), Amount::ZERO);
+    moved.refund("f1", "r3", tokens(7)).unwrap().wait().unwrap();
+    assert!(moved.refund("f2", "r3", tokens(1)).is_err());
+    assert_eq!(moved.history("price", "1").unwrap().len(), 1);
+    moved.verify().unwrap();
+    drop(moved);
+    nothing_is_leased(&text);
+    let other = tempfile::tempdir().unwrap();
+    drop(crate::rig::funded(other.path(), 1));
+    assert!(migrate_file(other.path(), &url).is_err(), "the database has a ledger already");
+    Ledger::open(other.path()).unwrap().verify().unwrap();
 }

@@ -140,7 +140,7 @@ fn currency(call: &Call<'_>, books: &Books) -> Result<Currency, ApiError> {
 }
 
 fn balances(call: &Call<'_>) -> Result<Reply, ApiError> {
-    let all = call.books()?.ledger.balances();
+    let all = call.books()?.ledger.whole_balances().map_err(ledger_error)?;
     Ok(list(all.iter().map(|(org, currency, b)| show(org, *currency, b)).collect(), false))
 }
 
@@ -150,7 +150,8 @@ fn balance(call: &Call<'_>) -> Result<Reply, ApiError> {
 }
 
 fn shown(books: &Books, organisation: &str, currency: Currency) -> Result<Reply, ApiError> {
-    let balance = books.ledger.balance(organisation, currency);
+    let balance = books.ledger.whole_balance(organisation, currency);
+    let balance = balance.map_err(ledger_error)?;
     Ok(Reply::json(&show(organisation, currency, &balance)))
 }
 

@@ -41,7 +41,7 @@ pub(crate) async fn chat(
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
     let job = app.on_text_thread(body.len(), move || prepare(&shared, &body)).await?;
     let id = response_id("chatcmpl");
-    let choices = job.submit(&app, &incoming, &id)?;
+    let choices = job.submit_covered(&app, &incoming, &id).await?;
     let standings = choices.standings;
     let reply = ChatReply {
         head: Head {

@@ -36,7 +36,7 @@ pub(crate) async fn completions(
     let (job, prompts, echo) =
         app.on_text_thread(body.len(), move || prepare(&shared, &body)).await?;
     let id = response_id("cmpl");
-    let choices = job.submit(&app, &incoming, &id)?;
+    let choices = job.submit_covered(&app, &incoming, &id).await?;
     let standings = choices.standings;
     let reply = TextReply {
         head: Head {

@@ -138,8 +138,23 @@ impl Job {
         }
     }
 
+    /// Submits, again whenever the money that is missing came in from other gateways.
+    pub(super) async fn submit_covered(
+        &self,
+        app: &App,
+        incoming: &Incoming,
+        response_id: &str,
+    ) -> Result<Choices, ApiError> {
+        loop {
+            match self.submit(app, incoming, response_id) {
+                Err(error) if app.till.cover(&incoming.caller.principal, &error).await => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// Submits all choices; if one is refused, those already taken are cancelled (and settled) by being dropped.
-    pub(super) fn submit(
+    fn submit(
         &self,
         app: &App,
         incoming: &Incoming,

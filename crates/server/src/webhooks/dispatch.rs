@@ -244,7 +244,7 @@ fn watch_balances(books: &Books) -> Result<(), LedgerError> {
             continue;
         }
         let currency = books.currency();
-        let available = books.ledger.balance(&alert.organisation, currency).available();
+        let available = books.ledger.whole_balance(&alert.organisation, currency)?.available();
         let is_low = available < alert.below;
         if is_low == alert.is_told {
             continue;
