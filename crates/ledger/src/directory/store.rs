@@ -80,7 +80,7 @@ enum Home {
     /// In the folder's own file.
     Folder,
     /// In the database that gateways share; the folder has the pepper.
-    Shared(SharedDirectory),
+    Shared(Box<SharedDirectory>),
 }
 
 /// The directory of one installation, in a folder of its own. Shared between threads.
@@ -130,7 +130,7 @@ impl DirectoryStore {
                 folder.join(PEPPER_FILE).display()
             )));
         }
-        let store = Self { home: Home::Shared(directory), ..own };
+        let store = Self { home: Home::Shared(Box::new(directory)), ..own };
         store.reload_if_changed()?;
         Ok(store)
     }
