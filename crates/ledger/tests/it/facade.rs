@@ -314,7 +314,8 @@ fn a_marked_hold_is_posted_at_its_mark_after_a_crash(ground: &Ground) {
     if ground.is_postgres() {
         // Another process has the stream: whatever the first one still does is refused.
         let late = ledger.settle(marked, usage(100, 70), ended(), Together::default());
-        assert!(late.wait().is_err());
+        let refused = late.wait().unwrap_err().to_string();
+        assert!(refused.contains("lease expired"), "{refused}");
         ledger.void(young);
         assert_eq!(after.verify().unwrap().records, 1);
         return;
