@@ -241,6 +241,7 @@ impl Scheduler {
     /// Fills what is left of the step's time with chunks of prompts.
     fn plan_prompts(&mut self, draft: &mut Draft, class: Priority, now: Duration) {
         let decodes = draft.plan.shape.decode_rows > 0;
+        let decodes_ms = self.cost.predict_ms(draft.plan.shape);
         let target_ms = match (class, decodes) {
             (_, true) => {
                 let alone_ms = self.cost.predict_ms(draft.plan.shape);
@@ -254,6 +255,13 @@ impl Scheduler {
             draft.tried.push(id);
             let Some(tenant) = self.sequences.get(&id).map(|s| s.tenant) else { continue };
             let limit_ms = self.prompt_limit_ms(draft, tenant, class);
+            let target_ms = match class {
+                // Nobody here has had less: its part is as large as that of those who decode.
+                Priority::Online if decodes && limit_ms.is_infinite() => {
+                    target_ms.max(self.prompt_part_ms(decodes_ms, tenant))
+                }
+                _ => target_ms,
+            };
             if !self.plan_prompt(draft, id, target_ms.min(limit_ms), limit_ms <= target_ms) {
                 break;
             }

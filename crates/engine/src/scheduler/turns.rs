@@ -106,6 +106,14 @@ impl Scheduler {
             .fold(f64::INFINITY, f64::min)
     }
 
+    /// How long a step may take with a prompt of a tenant that had less than those whose decodes take `decodes_ms`.
+    pub(super) fn prompt_part_ms(&self, decodes_ms: f64, tenant: u64) -> f64 {
+        match self.total_weight(Priority::Online) {
+            Some(total) => decodes_ms * (1.0 + 1.0 / self.others(tenant, total)),
+            None => 0.0,
+        }
+    }
+
     /// A tenant that waits takes a place from the one that has most for its weight, if that has more than it will have.
     pub(super) fn yield_places(&mut self, now: Duration) {
         let next = self.next_prompt(&Draft::default(), Priority::Online, now);
