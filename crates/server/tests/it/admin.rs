@@ -63,6 +63,8 @@ pub(crate) async fn tenant(house: &House, name: &str) -> Tenant {
         ("project", project),
         ("member", member),
         ("key", project_key),
+        // A key reads `sk-mint-ID-SECRET`.
+        ("admin_key", key.split('-').nth(2).unwrap_or_default().to_owned()),
         ("record", record),
         ("invoice", invoice),
         ("webhook", webhook),
@@ -167,7 +169,9 @@ fn asked(document: &Value, ids: &dyn Fn(&str) -> String) -> Vec<Asked> {
             for parameter in operation["parameters"].as_array().into_iter().flatten() {
                 let name = parameter["name"].as_str().unwrap();
                 if parameter["in"] == "path" {
-                    path = path.replace(&format!("{{{name}}}"), &ids(name));
+                    let is_admin_key = name == "key" && pattern.contains("/admin_api_keys/");
+                    let id = ids(if is_admin_key { "admin_key" } else { name });
+                    path = path.replace(&format!("{{{name}}}"), &id);
                 } else if parameter["required"] == true {
                     let value = example(&parameter["schema"]);
                     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
