@@ -17,6 +17,7 @@ mod app;
 mod auth;
 mod body;
 mod error;
+mod fields;
 mod gateway;
 mod health;
 mod http;

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::config::Limits;
 use crate::error::ApiError;
-use crate::openai::fields::{Fields, Null, kind, unsupported, wrong_type};
+use crate::fields::{Fields, Null, kind, unsupported, wrong_type};
 use crate::openai::messages::{take_messages, take_tools};
 use crate::openai::options::Options;
 

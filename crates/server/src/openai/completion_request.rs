@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use crate::config::Limits;
 use crate::error::ApiError;
+use crate::fields::{Fields, Null, unsupported, wrong_type};
 use crate::openai::chat_request::take_model;
-use crate::openai::fields::{Fields, Null, unsupported, wrong_type};
 use crate::openai::options::{Options, token_id};
 
 /// OpenAI's own default.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{ApiError, Fault, json};
-use crate::openai::fields::shortened;
+use crate::fields::shortened;
 use crate::openai::usage::Cost;
 
 #[derive(Deserialize)]

@@ -7,7 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
-use crate::openai::fields::{Fields, Null, shown, unsupported, wrong_type};
+use crate::fields::{Fields, Null, shown, unsupported, wrong_type};
 
 /// More messages than this are refused.
 const MAX_MESSAGES: usize = 4096;
@@ -124,7 +124,7 @@ fn text_part(part: Value, path: &str) -> Result<String, ApiError> {
         Some(kind) => {
             let what = format!(
                 "this model reads text only; parts of type `{}` are not supported",
-                crate::openai::fields::shortened(kind)
+                crate::fields::shortened(kind)
             );
             Err(unsupported(&format!("{path}.type"), &what))
         }

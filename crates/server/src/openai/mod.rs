@@ -14,7 +14,6 @@ mod chat;
 mod chat_request;
 mod completion_request;
 mod completions;
-mod fields;
 mod generate;
 mod generation;
 mod messages;

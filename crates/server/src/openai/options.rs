@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::config::Limits;
 use crate::error::ApiError;
-use crate::openai::fields::{Fields, Null, integer, number, unsupported, wrong_type, wrong_value};
+use crate::fields::{Fields, Null, integer, number, unsupported, wrong_type, wrong_value};
 
 /// OpenAI allows 4; more do no harm.
 const MAX_STOPS: usize = 16;

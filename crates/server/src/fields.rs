@@ -12,7 +12,7 @@ use crate::error::{ApiError, Fault};
 const SHOWN_CHARS: usize = 60;
 
 /// The fields of one object that were not taken yet.
-pub(super) struct Fields {
+pub(crate) struct Fields {
     map: Map<String, Value>,
     /// `messages[3].`, or empty at the top.
     path: String,
@@ -20,14 +20,14 @@ pub(super) struct Fields {
 
 /// Whether `null` means absent.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Null {
+pub(crate) enum Null {
     Absent,
     Refused,
 }
 
 impl Fields {
     /// The top of a request's body.
-    pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let value: Value = serde_json::from_slice(body).map_err(|error| {
             let message =
                 format!("The request's body is not valid JSON (at most 128 levels deep): {error}.");
@@ -44,23 +44,23 @@ impl Fields {
     }
 
     /// An object inside the body.
-    pub(super) fn object(value: Value, path: &str) -> Result<Self, ApiError> {
+    pub(crate) fn object(value: Value, path: &str) -> Result<Self, ApiError> {
         match value {
             Value::Object(map) => Ok(Self { map, path: format!("{path}.") }),
             other => Err(wrong_type(path, "an object", &other)),
         }
     }
 
-    pub(super) fn name(&self, field: &str) -> String {
+    pub(crate) fn name(&self, field: &str) -> String {
         format!("{}{field}", self.path)
     }
 
     /// The field as it stands.
-    pub(super) fn take(&mut self, field: &str, null: Null) -> Option<Value> {
+    pub(crate) fn take(&mut self, field: &str, null: Null) -> Option<Value> {
         self.map.shift_remove(field).filter(|value| !(value.is_null() && null == Null::Absent))
     }
 
-    pub(super) fn required(&mut self, field: &str) -> Result<Value, ApiError> {
+    pub(crate) fn required(&mut self, field: &str) -> Result<Value, ApiError> {
         self.take(field, Null::Refused).ok_or_else(|| {
             let name = self.name(field);
             let message = format!("`{name}` is missing.");
@@ -68,15 +68,15 @@ impl Fields {
         })
     }
 
-    pub(super) fn bool(&mut self, field: &str, null: Null) -> Result<Option<bool>, ApiError> {
+    pub(crate) fn bool(&mut self, field: &str, null: Null) -> Result<Option<bool>, ApiError> {
         self.typed(field, null, "a boolean", |v| v.as_bool())
     }
 
-    pub(super) fn string(&mut self, field: &str, null: Null) -> Result<Option<String>, ApiError> {
+    pub(crate) fn string(&mut self, field: &str, null: Null) -> Result<Option<String>, ApiError> {
         self.typed(field, null, "a string", |v| v.as_str().map(str::to_owned))
     }
 
-    pub(super) fn array(
+    pub(crate) fn array(
         &mut self,
         field: &str,
         null: Null,
@@ -88,7 +88,7 @@ impl Fields {
         }
     }
 
-    pub(super) fn integer(
+    pub(crate) fn integer(
         &mut self,
         field: &str,
         range: RangeInclusive<i64>,
@@ -98,12 +98,12 @@ impl Fields {
     }
 
     /// An integer that fits `u32`, from `least` on.
-    pub(super) fn count(&mut self, field: &str, least: u32) -> Result<Option<u32>, ApiError> {
+    pub(crate) fn count(&mut self, field: &str, least: u32) -> Result<Option<u32>, ApiError> {
         let given = self.integer(field, i64::from(least)..=i64::from(u32::MAX))?;
         Ok(given.and_then(|n| u32::try_from(n).ok()))
     }
 
-    pub(super) fn number(
+    pub(crate) fn number(
         &mut self,
         field: &str,
         range: RangeInclusive<f64>,
@@ -113,7 +113,7 @@ impl Fields {
     }
 
     /// Everything that means something was taken: what is left is unknown.
-    pub(super) fn finish(self) -> Result<(), ApiError> {
+    pub(crate) fn finish(self) -> Result<(), ApiError> {
         let Some(field) = self.map.keys().next() else { return Ok(()) };
         let name = shortened(&self.name(field));
         let message = format!("Unknown parameter: `{name}`.");
@@ -121,7 +121,7 @@ impl Fields {
     }
 
     /// What is left is of no interest.
-    pub(super) fn ignore_rest(self) {}
+    pub(crate) fn ignore_rest(self) {}
 
     fn typed<T>(
         &mut self,
@@ -138,7 +138,7 @@ impl Fields {
     }
 }
 
-pub(super) fn integer(
+pub(crate) fn integer(
     name: &str,
     value: &Value,
     range: RangeInclusive<i64>,
@@ -154,7 +154,7 @@ pub(super) fn integer(
     given.filter(|n| range.contains(n)).ok_or_else(|| wrong_value(name, &expected, value))
 }
 
-pub(super) fn number(
+pub(crate) fn number(
     name: &str,
     value: &Value,
     range: RangeInclusive<f64>,
@@ -168,22 +168,22 @@ pub(super) fn number(
     Ok(given as f32)
 }
 
-pub(super) fn wrong_type(name: &str, expected: &str, given: &Value) -> ApiError {
+pub(crate) fn wrong_type(name: &str, expected: &str, given: &Value) -> ApiError {
     let message = format!("`{name}` must be {expected}, not {}.", kind(given));
     ApiError::field(name, "invalid_type", message)
 }
 
-pub(super) fn wrong_value(name: &str, expected: &str, given: &Value) -> ApiError {
+pub(crate) fn wrong_value(name: &str, expected: &str, given: &Value) -> ApiError {
     let message = format!("`{name}` must be {expected}, not {}.", shown(given));
     ApiError::field(name, "invalid_value", message)
 }
 
 /// A thing that OpenAI's API has and we have not.
-pub(super) fn unsupported(name: &str, what: &str) -> ApiError {
+pub(crate) fn unsupported(name: &str, what: &str) -> ApiError {
     ApiError::field(name, "unsupported_parameter", format!("`{name}`: {what}."))
 }
 
-pub(super) fn kind(value: &Value) -> &'static str {
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -196,14 +196,14 @@ pub(super) fn kind(value: &Value) -> &'static str {
 }
 
 /// Scalars as they stand, the rest by kind.
-pub(super) fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Number(_) | Value::Bool(_) | Value::String(_) => shortened(&value.to_string()),
         other => kind(other).to_owned(),
     }
 }
 
-pub(super) fn shortened(text: &str) -> String {
+pub(crate) fn shortened(text: &str) -> String {
     match text.char_indices().nth(SHOWN_CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
