@@ -2,7 +2,7 @@
 //!
 //! Not here: the wire format.
 //! Invariants: text after a stop string is never released; released text is whole characters; entries of tokens whose
-//! text was cut off are not released either; each choice ends with exactly one [`Piece::End`].
+//! text was cut off are not released either; each choice ends with exactly one [`Part::End`] or an error.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -30,21 +30,39 @@ pub(crate) struct TokenEntry {
 }
 
 /// Why a choice ended well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum EndReason {
+    /// The model ended it.
+    #[default]
     Stop,
+    /// This stop string of the request was met.
+    StopString(String),
+    /// Its limit, or the context's.
     Length,
+    /// It called tools, and waits for what they say.
+    #[expect(dead_code, reason = "what parsers of tools will say")]
+    ToolCalls,
 }
 
-/// What a choice has to say.
-#[derive(Clone, Debug)]
-pub(crate) enum Piece {
+/// What a choice has to say. `Prompt` comes first, `End` last; calls are numbered from 0 in each choice and do not
+/// overlap.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(dead_code, reason = "what parsers of tools and thinking will say")]
+pub(crate) enum Part {
     /// The prompt is computed.
-    Prompt { prompt_logprobs: Option<Vec<SampledToken>> },
-    /// More text, or entries of tokens, or both.
-    Delta { text: String, entries: Vec<TokenEntry> },
+    Prompt { logprobs: Option<Vec<SampledToken>> },
+    /// More of what it thinks, or entries of tokens, or both.
+    Reasoning { text: String, entries: Vec<TokenEntry> },
+    /// More text, or entries of tokens, or both. Entries of tokens that call tools come here, with no text.
+    Text { text: String, entries: Vec<TokenEntry> },
+    /// A call begins.
+    CallBegin { call: u32, id: String, name: String },
+    /// More of its arguments: JSON as text.
+    CallArguments { call: u32, text: String },
+    /// The call is over. Where what the model wrote is no call after all, `broken` is all of it, as text.
+    CallEnd { call: u32, broken: Option<String> },
     /// The end.
-    End { outcome: Result<EndReason, ApiError> },
+    End { reason: EndReason },
 }
 
 /// What to look for in one choice, and what to report of it.
@@ -59,7 +77,7 @@ pub(crate) struct ChoiceOptions {
     pub(crate) request_timeout_s: u64,
 }
 
-/// One choice: a stream of [`Piece`]s with the choice's index.
+/// One choice: a stream of [`Part`]s with the choice's index; an error is its end.
 pub(crate) struct Choice {
     index: u32,
     text_model: Arc<TextModel>,
@@ -72,10 +90,11 @@ pub(crate) struct Choice {
     decoded_chars: usize,
     decoded_bytes: usize,
     released_bytes: usize,
-    stopped: bool,
+    /// The stop string that was met.
+    stopped: Option<String>,
     ended: bool,
-    /// Pieces to hand out before the next event.
-    ready: VecDeque<Piece>,
+    /// Parts to hand out before the next event.
+    ready: VecDeque<Result<Part, ApiError>>,
 }
 
 impl Choice {
@@ -97,7 +116,7 @@ impl Choice {
             decoded_chars: 0,
             decoded_bytes: 0,
             released_bytes: 0,
-            stopped: false,
+            stopped: None,
             ended: false,
             ready: VecDeque::new(),
         }
@@ -106,28 +125,29 @@ impl Choice {
     fn event(&mut self, event: Event) {
         match event {
             Event::Prefilled { prompt_logprobs, .. } => {
-                self.ready.push_back(Piece::Prompt { prompt_logprobs });
+                self.ready.push_back(Ok(Part::Prompt { logprobs: prompt_logprobs }));
             }
             // Sampled before the engine saw our cancel: counted, but no part of the answer.
-            Event::Token(_) if self.stopped => {}
+            Event::Token(_) if self.stopped.is_some() => {}
             Event::Token(token) => self.token(token),
             Event::Finished(finish) => {
                 self.ended = true;
-                if !self.stopped {
+                if self.stopped.is_none() {
                     self.last_words();
                 }
-                let outcome = match finish.reason {
-                    _ if self.stopped => Ok(EndReason::Stop),
-                    FinishReason::Stop(_) => Ok(EndReason::Stop),
-                    FinishReason::Length => Ok(EndReason::Length),
-                    FinishReason::Deadline => {
+                let stopped = self.stopped.take();
+                let outcome = match (finish.reason, stopped) {
+                    (_, Some(stop)) => Ok(EndReason::StopString(stop)),
+                    (FinishReason::Stop(_), None) => Ok(EndReason::Stop),
+                    (FinishReason::Length, None) => Ok(EndReason::Length),
+                    (FinishReason::Deadline, None) => {
                         Err(ApiError::deadline(self.options.request_timeout_s))
                     }
                     // We cancel only streams that nobody reads any more: then the engine is going down.
-                    FinishReason::Cancelled => Err(ApiError::shutting_down()),
-                    FinishReason::Fault(fault) => Err(ApiError::engine(&fault)),
+                    (FinishReason::Cancelled, None) => Err(ApiError::shutting_down()),
+                    (FinishReason::Fault(fault), None) => Err(ApiError::engine(&fault)),
                 };
-                self.ready.push_back(Piece::End { outcome });
+                self.ready.push_back(outcome.map(|reason| Part::End { reason }));
             }
         }
     }
@@ -150,8 +170,8 @@ impl Choice {
         self.decoded_chars += piece.chars().count();
         match self.matcher.push(&piece) {
             Released::Text(text) => self.release(text, false),
-            Released::Stopped(text) => {
-                self.stopped = true;
+            Released::Stopped { text, stop } => {
+                self.stopped = Some(stop);
                 self.events.stop();
                 self.release(text, true);
             }
@@ -163,8 +183,8 @@ impl Choice {
         let rest = self.utf8.finish();
         let text = match self.matcher.push(&rest) {
             Released::Text(text) => text + &self.matcher.finish(),
-            Released::Stopped(text) => {
-                self.stopped = true;
+            Released::Stopped { text, stop } => {
+                self.stopped = Some(stop);
                 text
             }
         };
@@ -174,24 +194,24 @@ impl Choice {
     /// Hands out text with the entries of tokens that begin in it.
     fn release(&mut self, text: String, is_last: bool) {
         self.released_bytes += text.len();
-        let all = if is_last { !self.stopped } else { !self.matcher.holds_text() };
+        let all = if is_last { self.stopped.is_none() } else { !self.matcher.holds_text() };
         let mut entries = Vec::new();
         while self.entries.front().is_some_and(|e| all || e.start_byte < self.released_bytes) {
             entries.extend(self.entries.pop_front());
         }
         if !text.is_empty() || !entries.is_empty() {
-            self.ready.push_back(Piece::Delta { text, entries });
+            self.ready.push_back(Ok(Part::Text { text, entries }));
         }
     }
 }
 
 impl Stream for Choice {
-    type Item = (u32, Piece);
+    type Item = Result<(u32, Part), ApiError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            if let Some(piece) = self.ready.pop_front() {
-                return Poll::Ready(Some((self.index, piece)));
+            if let Some(part) = self.ready.pop_front() {
+                return Poll::Ready(Some(part.map(|part| (self.index, part))));
             }
             if self.ended {
                 return Poll::Ready(None);

@@ -1,4 +1,5 @@
-//! The one place where a failure becomes an HTTP answer, in OpenAI's shape.
+//! The one kind of failure, and its HTTP answer in OpenAI's shape, which is the house's own; other dialects write it
+//! again by tables of theirs ([`rewritten`]).
 //!
 //! What the client sees is `message`, which names the limit and the value given; what only the log may say is `log`.
 //! Invariant: `log` never reaches a response.
@@ -316,17 +317,35 @@ impl IntoResponse for ApiError {
             headers.insert("retry-after-ms", HeaderValue::from(ms.max(1)));
         }
         if let Some(limit) = &self.limit {
-            rate_limit::add(&mut response, &limit.standings);
+            rate_limit::add_to(response.headers_mut(), &limit.standings);
         }
         let headers = response.headers_mut();
         // The rest of the body was not read, or the process goes: this connection is of no more use.
         if matches!(self.fault, Fault::TooLarge | Fault::BodyTimeout | Fault::ShuttingDown) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        let detail = self.log.unwrap_or(self.message);
-        response.extensions_mut().insert(ErrorForLog(detail));
+        let detail = self.log.clone().unwrap_or_else(|| self.message.clone());
+        let extensions = response.extensions_mut();
+        extensions.insert(ErrorForLog(detail));
+        // For dialects that write errors in a way of their own.
+        extensions.insert(self);
         response
     }
+}
+
+/// Writes the error that a response tells of as a dialect does: its status and its body (JSON). Other responses, and the
+/// headers, stay as they are. Dialects put it outermost on their routes, so that refusals of the layers inside
+/// (authentication, idempotency) speak their language too.
+#[expect(dead_code, reason = "for dialects other than OpenAI's")]
+pub(crate) fn rewritten(
+    mut response: Response,
+    write: impl FnOnce(&ApiError) -> (StatusCode, String),
+) -> Response {
+    let Some(error) = response.extensions_mut().remove::<ApiError>() else { return response };
+    let (status, body) = write(&error);
+    *response.status_mut() = status;
+    *response.body_mut() = body.into();
+    response
 }
 
 /// JSON that we made ourselves.

@@ -178,7 +178,7 @@ pub(crate) fn wrong_value(name: &str, expected: &str, given: &Value) -> ApiError
     ApiError::field(name, "invalid_value", message)
 }
 
-/// A thing that OpenAI's API has and we have not.
+/// A thing that a dialect has and we have not.
 pub(crate) fn unsupported(name: &str, what: &str) -> ApiError {
     ApiError::field(name, "unsupported_parameter", format!("`{name}`: {what}."))
 }

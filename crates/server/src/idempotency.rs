@@ -24,7 +24,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::body::read_json;
 use crate::error::{ApiError, Fault};
-use crate::sse;
+use crate::sse::{self, Framing};
 use crate::till::unix_ms;
 
 const HEADER: &str = "idempotency-key";
@@ -43,13 +43,24 @@ const FRAMES: usize = 16;
 pub(crate) enum Form {
     Json,
     Events,
+    /// Lines of JSON.
+    Lines,
 }
 
+/// Of streams of JSON, one value a line.
+const LINES: &str = "application/x-ndjson";
+
 impl Form {
+    /// Of a stream.
+    pub(crate) fn of(framing: &Framing) -> Self {
+        if framing.content_type == LINES { Self::Lines } else { Self::Events }
+    }
+
     fn tag(self) -> u8 {
         match self {
             Self::Json => b'j',
             Self::Events => b's',
+            Self::Lines => b'n',
         }
     }
 }
@@ -85,33 +96,37 @@ impl Keeping {
     }
 }
 
-/// The events of a stream as they are sent, where they are to be kept.
+/// The frames of a stream as they are sent, where they are to be kept.
 pub(crate) struct Transcript {
     keeping: Option<Keeping>,
+    form: Form,
     bytes: Vec<u8>,
 }
 
 impl Transcript {
-    pub(crate) fn new(keeping: Option<Keeping>) -> Self {
-        Self { keeping, bytes: Vec::new() }
+    pub(crate) fn new(keeping: Option<Keeping>, form: Form) -> Self {
+        Self { keeping, form, bytes: Vec::new() }
     }
 
-    /// Another event is sent.
-    pub(crate) fn event(&mut self, data: &str) {
+    /// Another frame is sent.
+    pub(crate) fn frame(&mut self, frame: &[u8]) {
         // A little beyond the limit tells that it was exceeded.
         if self.keeping.is_some() && self.bytes.len() <= MAX_KEPT_BYTES {
-            self.bytes.extend_from_slice(&sse::frame(data));
+            self.bytes.extend_from_slice(frame);
         }
     }
 
-    /// All that was and will be sent, `last` being the events to come.
-    pub(crate) fn answer(&self, last: &[String]) -> Option<KeptAnswer> {
+    /// All that was and will be sent, `last` being the frames to come.
+    pub(crate) fn answer<'a>(
+        &self,
+        last: impl IntoIterator<Item = &'a Bytes>,
+    ) -> Option<KeptAnswer> {
         let keeping = self.keeping.as_ref()?;
         let mut bytes = self.bytes.clone();
-        for data in last {
-            bytes.extend_from_slice(&sse::frame(data));
+        for frame in last {
+            bytes.extend_from_slice(frame);
         }
-        keeping.answer(Form::Events, &bytes)
+        keeping.answer(self.form, &bytes)
     }
 }
 
@@ -216,12 +231,11 @@ async fn run_on(
 
 /// The same answer again.
 fn replay(mut answer: Vec<u8>) -> Response {
-    let is_events = answer.first() == Some(&Form::Events.tag());
-    if !answer.is_empty() {
-        answer.remove(0);
-    }
-    let mut response = if is_events {
-        (sse::headers(), Body::from(answer)).into_response()
+    let tag = if answer.is_empty() { Form::Json.tag() } else { answer.remove(0) };
+    let mut response = if tag == Form::Events.tag() {
+        (sse::headers(Framing::EVENTS.content_type), Body::from(answer)).into_response()
+    } else if tag == Form::Lines.tag() {
+        (sse::headers(LINES), Body::from(answer)).into_response()
     } else {
         let json = HeaderValue::from_static("application/json");
         (StatusCode::OK, [(header::CONTENT_TYPE, json)], answer).into_response()

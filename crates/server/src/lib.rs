@@ -1,8 +1,8 @@
-//! HTTP in: the OpenAI dialect, authentication, gateway, metering seam, metrics.
+//! HTTP in: dialects, authentication, gateway, metering seam, metrics.
 //!
-//! A request's life: [`http`] bounds it, `auth` decides on the matched route who asks, `openai` parses it into a valid
-//! request, `gateway` tokenises it once and gives it a cache domain, `metered` submits it and takes its usage,
-//! `answer` turns tokens back into text, `openai` writes it as JSON or as events.
+//! A request's life: [`http`] bounds it, `auth` decides on the matched route who asks, a dialect (`openai`) parses it into
+//! a valid request, `chat` tokenises it once, `job` gives it a cache domain and submits it, `metered` takes its usage,
+//! `answer` turns tokens back into parts, `respond` settles, and the dialect writes JSON or events.
 //!
 //! Not here: kernels, the engine, model files, prices. Tests run on `ScriptedEngine`.
 //! Invariants: what a client sees never holds an internal error's text; nothing from outside is read, kept or computed
@@ -16,17 +16,21 @@ mod answer;
 mod app;
 mod auth;
 mod body;
+mod chat;
 mod error;
 mod fields;
 mod gateway;
 mod health;
 mod http;
 mod idempotency;
+mod job;
 mod metered;
 mod metrics;
 mod openai;
+mod options;
 mod rate_limit;
 mod request_id;
+mod respond;
 mod sse;
 mod stop;
 mod till;

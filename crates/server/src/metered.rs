@@ -87,6 +87,11 @@ impl Meter {
         Ok(MeteredStream { events: Some(events), account: Some(account) })
     }
 
+    /// What is counted so far.
+    pub(crate) fn so_far(&self) -> TokenUsage {
+        self.record.totals().usage
+    }
+
     /// Nobody gets an answer for this request: it costs nothing.
     pub(crate) fn forgive(&self) {
         self.record.totals().forgiven = true;

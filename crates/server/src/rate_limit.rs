@@ -1,7 +1,6 @@
 //! How limits are told to clients: the `x-ratelimit-*` headers, as OpenAI writes them.
 
-use axum::http::{HeaderName, HeaderValue};
-use axum::response::Response;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use mintage_ledger::limits::{Standing, Standings};
 
 /// `120ms`, `1s`, `6m0s`, `2h5m0s`: the way Go writes durations, which OpenAI does.
@@ -20,13 +19,7 @@ fn duration(ms: u64) -> String {
 }
 
 /// Adds the headers of those limits that exist.
-pub(crate) fn with_headers(mut response: Response, standings: &Standings) -> Response {
-    add(&mut response, standings);
-    response
-}
-
-/// Adds the headers of those limits that exist.
-pub(crate) fn add(response: &mut Response, standings: &Standings) {
+pub(crate) fn add_to(headers: &mut HeaderMap, standings: &Standings) {
     let mut add = |names: [&'static str; 3], standing: Option<Standing>| {
         let Some(Standing { limit, remaining, reset_ms }) = standing else { return };
         let values = [
@@ -36,7 +29,7 @@ pub(crate) fn add(response: &mut Response, standings: &Standings) {
         ];
         for (name, value) in names.into_iter().zip(values) {
             if let Some(value) = value {
-                response.headers_mut().insert(HeaderName::from_static(name), value);
+                headers.insert(HeaderName::from_static(name), value);
             }
         }
     };

@@ -17,8 +17,8 @@ pub(crate) struct StopMatcher {
 pub(crate) enum Released {
     /// This much is safe to show.
     Text(String),
-    /// A stop string is complete: this much comes before it, and nothing after.
-    Stopped(String),
+    /// This stop string is complete: this much text comes before it, and nothing after.
+    Stopped { text: String, stop: String },
 }
 
 impl StopMatcher {
@@ -34,9 +34,10 @@ impl StopMatcher {
             return Released::Text(piece.to_owned());
         }
         self.held.push_str(piece);
-        if let Some(start) = self.first_match() {
+        if let Some((start, stop)) = self.first_match() {
+            let stop = stop.to_owned();
             self.held.truncate(start);
-            return Released::Stopped(std::mem::take(&mut self.held));
+            return Released::Stopped { text: std::mem::take(&mut self.held), stop };
         }
         let keep = self.partial_bytes();
         let rest = self.held.split_off(self.held.len() - keep);
@@ -53,13 +54,13 @@ impl StopMatcher {
         !self.held.is_empty()
     }
 
-    /// Start of the match that is completed first; of those, the longest.
-    fn first_match(&self) -> Option<usize> {
+    /// The match that is completed first, and where it starts; of those, the longest.
+    fn first_match(&self) -> Option<(usize, &str)> {
         let ends = self.stops.iter().filter_map(|stop| {
             let start = self.held.find(stop.as_str())?;
-            Some((start + stop.len(), start))
+            Some((start + stop.len(), start, stop.as_str()))
         });
-        ends.min().map(|(_, start)| start)
+        ends.min().map(|(_, start, stop)| (start, stop))
     }
 
     /// Bytes of the longest end of `held` with which a stop string begins. It starts on a character's boundary, because
@@ -86,7 +87,7 @@ mod tests {
         for piece in all.chunks(chars) {
             match matcher.push(&piece.iter().collect::<String>()) {
                 Released::Text(text) => out.push_str(&text),
-                Released::Stopped(text) => return (out + &text, true),
+                Released::Stopped { text, .. } => return (out + &text, true),
             }
         }
         (out + &matcher.finish(), false)

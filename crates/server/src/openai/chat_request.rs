@@ -2,55 +2,36 @@
 
 use serde_json::Value;
 
+use crate::chat::ChatRequest;
 use crate::config::Limits;
 use crate::error::ApiError;
 use crate::fields::{Fields, Null, kind, unsupported, wrong_type};
 use crate::openai::messages::{take_messages, take_tools};
-use crate::openai::options::Options;
+use crate::openai::options::{Shape, take_options};
 
 /// OpenAI's own limit.
 const MAX_TOP_LOGPROBS: i64 = 20;
 
-/// A chat that can be rendered and run.
-#[derive(Clone, Debug)]
-pub(super) struct ChatRequest {
-    pub(super) model: String,
-    pub(super) messages: Vec<Value>,
-    pub(super) tools: Vec<Value>,
-    /// Whether a hybrid model may think, where the request says so.
-    pub(super) enable_thinking: Option<bool>,
-    /// At least 1.
-    pub(super) max_tokens: Option<u32>,
-    /// The name under which the limit was given.
-    pub(super) max_tokens_field: &'static str,
-    /// How many alternatives with each token; `None` reports no log-probabilities.
-    pub(super) logprobs: Option<u8>,
-    pub(super) options: Options,
-}
-
-impl ChatRequest {
-    pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
-        let mut fields = Fields::parse(body)?;
-        let model = take_model(&mut fields)?;
-        let messages = take_messages(&mut fields)?;
-        let tools = take_tools(&mut fields)?;
-        let newer = fields.count("max_completion_tokens", 1)?;
-        let older = fields.count("max_tokens", 1)?;
-        let max_tokens_field = if newer.is_some() { "max_completion_tokens" } else { "max_tokens" };
-        let request = Self {
-            model,
-            messages,
-            tools,
-            enable_thinking: take_thinking(&mut fields)?,
-            max_tokens: newer.or(older),
-            max_tokens_field,
-            logprobs: take_logprobs(&mut fields)?,
-            options: Options::take(&mut fields, limits)?,
-        };
-        refuse_unsupported(&mut fields)?;
-        fields.finish()?;
-        Ok(request)
+/// Bytes to a chat that can be prepared, and how its answer is sent.
+pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<(ChatRequest, Shape), ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let model = take_model(&mut fields)?;
+    let mut request = ChatRequest::new(model, take_messages(&mut fields)?);
+    take_tools(&mut fields, &mut request)?;
+    let newer = fields.count("max_completion_tokens", 1)?;
+    let older = fields.count("max_tokens", 1)?;
+    request.max_tokens = newer.or(older);
+    if newer.is_some() {
+        request.max_tokens_field = "max_completion_tokens";
     }
+    request.reasoning.enabled = take_thinking(&mut fields)?;
+    request.logprobs = take_logprobs(&mut fields)?;
+    let (options, shape) = take_options(&mut fields, limits)?;
+    request.options = options;
+    request.stream = shape.stream;
+    refuse_unsupported(&mut fields)?;
+    fields.finish()?;
+    Ok((request, shape))
 }
 
 /// The name of the model.

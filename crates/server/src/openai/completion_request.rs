@@ -3,23 +3,18 @@
 use mintage_model::TokenId;
 use serde_json::Value;
 
+use crate::chat::Prompt;
 use crate::config::Limits;
 use crate::error::ApiError;
 use crate::fields::{Fields, Null, unsupported, wrong_type};
 use crate::openai::chat_request::take_model;
-use crate::openai::options::{Options, token_id};
+use crate::openai::options::{Shape, take_options, token_id};
+use crate::options::Options;
 
 /// OpenAI's own default.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 /// OpenAI's own limit.
 const MAX_LOGPROBS: i64 = 5;
-
-/// One prompt, as it came.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Prompt {
-    Text(String),
-    Tokens(Vec<TokenId>),
-}
 
 /// Prompts that can be tokenised and continued.
 #[derive(Clone, Debug)]
@@ -32,6 +27,7 @@ pub(super) struct CompletionRequest {
     pub(super) max_tokens: u32,
     pub(super) logprobs: Option<u8>,
     pub(super) options: Options,
+    pub(super) shape: Shape,
 }
 
 impl CompletionRequest {
@@ -39,7 +35,7 @@ impl CompletionRequest {
         let mut fields = Fields::parse(body)?;
         let model = take_model(&mut fields)?;
         let prompts = prompts(fields.required("prompt")?)?;
-        let options = Options::take(&mut fields, limits)?;
+        let (options, shape) = take_options(&mut fields, limits)?;
         let choices = prompts.len().saturating_mul(options.n as usize);
         if choices > limits.max_choices {
             let message = format!(
@@ -58,6 +54,7 @@ impl CompletionRequest {
             max_tokens: fields.count("max_tokens", 0)?.unwrap_or(DEFAULT_MAX_TOKENS),
             logprobs: logprobs.and_then(|n| u8::try_from(n).ok()),
             options,
+            shape,
         };
         refuse_unsupported(&mut fields, request.options.n)?;
         fields.finish()?;

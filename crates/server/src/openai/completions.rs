@@ -1,29 +1,27 @@
 //! `POST /v1/completions`: continues texts or tokens as they stand, without a template.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
+use mintage_ledger::TokenUsage;
 use mintage_model::{PendingBytes, SampledToken};
 
-use crate::answer::{Piece, TokenEntry};
-use crate::app::{Admission, App};
+use crate::answer::{Part, TokenEntry};
+use crate::app::App;
 use crate::auth::now_unix;
+use crate::chat::{TokenisedPrompt, tokenise_text};
 use crate::error::ApiError;
-use crate::idempotency::{Keeping, Transcript};
+use crate::job::{Incoming, Job, find_model, response_id};
 use crate::openai::completion_request::CompletionRequest;
-use crate::openai::generate::{
-    Choices, Incoming, Job, Settling, find_model, json_bytes, response_id, whole_answer,
-};
-use crate::openai::prompt::{self, TokenisedPrompt};
+use crate::openai::options::Shape;
 use crate::openai::usage;
 use crate::openai::wire::{
     FINGERPRINT, Head, Reply, TextChoice, TextLogprobs, finish_reason, token_ids,
 };
-use crate::rate_limit;
+use crate::respond::{Answer, Frames, Writer, json_bytes, respond};
 use crate::served::ServedModel;
-use crate::sse::{self, EventSource};
+use crate::sse;
 use crate::till::Settled;
 
 /// Continues prompts.
@@ -33,53 +31,20 @@ pub(crate) async fn completions(
 ) -> Result<Response, ApiError> {
     let incoming = Incoming::read(&app, request).await?;
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
-    let (job, prompts, echo) =
-        app.on_text_thread(body.len(), move || prepare(&shared, &body)).await?;
-    let id = response_id("cmpl");
-    let choices = job.submit_covered(&app, &incoming, &id).await?;
-    let standings = choices.standings;
-    let reply = TextReply {
-        head: Head {
-            id,
-            object: "text_completion",
-            created: now_unix(),
-            model: job.model.name.clone(),
-            system_fingerprint: FINGERPRINT,
-        },
-        model: job.model,
-        n: job.options.n,
-        prompts,
-        echo,
-        logprobs: job.logprobs.is_some(),
-        return_token_ids: job.options.return_token_ids,
-        include_usage: job.options.include_usage,
-        include_cost: job.options.include_cost,
-    };
-    if job.options.stream {
-        let source = TextStream {
-            reply,
-            choices: Some(choices),
-            ready: VecDeque::new(),
-            transcript: Transcript::new(incoming.keeping),
-            ending: None,
-            _admission: incoming.admission,
-        };
-        let response = sse::response(source, app.limits.keep_alive_interval);
-        return Ok(rate_limit::with_headers(response, &standings));
-    }
-    let response = reply.whole(choices, incoming.keeping.as_ref()).await?;
-    Ok(rate_limit::with_headers(response, &standings))
+    let (job, writer) = app.on_text_thread(body.len(), move || prepare(&shared, &body)).await?;
+    respond(&app, incoming, job, writer).await
 }
 
-/// On a text thread: bytes to a job, its prompts and whether to repeat them.
-fn prepare(app: &App, body: &[u8]) -> Result<(Job, Vec<TokenisedPrompt>, bool), ApiError> {
+/// On a text thread: bytes to a job and its writer.
+fn prepare(app: &App, body: &[u8]) -> Result<(Job, TextWriter), ApiError> {
     let request = CompletionRequest::parse(body, &app.limits)?;
     let model = find_model(&app.models, &request.model)?;
     let vocab_size = model.engine.info().vocab_size;
     let prompts = request.prompts.iter().enumerate();
-    let prompts = prompts.map(|(i, p)| prompt::text(&model, i, p, request.echo, vocab_size));
+    let prompts = prompts.map(|(i, p)| tokenise_text(&model, i, p, request.echo, vocab_size));
     let prompts: Vec<TokenisedPrompt> = prompts.collect::<Result<_, _>>()?;
     let job = Job {
+        id: response_id("cmpl-"),
         stop_token_ids: Job::stop_tokens(&model, &request.options)?,
         model,
         prompts: prompts.iter().map(|p| Arc::clone(&p.tokens)).collect(),
@@ -88,13 +53,30 @@ fn prepare(app: &App, body: &[u8]) -> Result<(Job, Vec<TokenisedPrompt>, bool), 
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo),
         options: request.options,
+        stream: request.shape.stream,
         protocol: "openai.completions",
     };
-    Ok((job, prompts, request.echo))
+    let writer = TextWriter {
+        head: Head {
+            id: job.id.clone(),
+            object: "text_completion",
+            created: now_unix(),
+            model: job.model.name.clone(),
+            system_fingerprint: FINGERPRINT,
+        },
+        model: Arc::clone(&job.model),
+        n: job.options.n,
+        prompts,
+        echo: request.echo,
+        logprobs: job.logprobs.is_some(),
+        return_token_ids: job.options.return_token_ids,
+        shape: request.shape,
+    };
+    Ok((job, writer))
 }
 
-/// What stays the same while an answer is written, and its usage so far.
-struct TextReply {
+/// What stays the same while an answer is written.
+struct TextWriter {
     head: Head,
     model: Arc<ServedModel>,
     n: u32,
@@ -102,11 +84,10 @@ struct TextReply {
     echo: bool,
     logprobs: bool,
     return_token_ids: bool,
-    include_usage: bool,
-    include_cost: bool,
+    shape: Shape,
 }
 
-impl TextReply {
+impl TextWriter {
     fn prompt(&self, index: u32) -> Option<&TokenisedPrompt> {
         self.prompts.get((index / self.n.max(1)) as usize)
     }
@@ -167,138 +148,76 @@ impl TextReply {
         }
     }
 
-    /// Reads all choices to their ends.
-    async fn whole(
-        self,
-        mut running: Choices,
-        keeping: Option<&Keeping>,
-    ) -> Result<Response, ApiError> {
-        let choices = match self.read(&mut running).await {
-            Ok(choices) => choices,
-            Err(error) => {
-                running.forgive();
-                return Err(error);
-            }
-        };
-        whole_answer(running, keeping, |settled| {
-            let usage = Some(Some(usage::body(settled, self.include_cost)));
-            json_bytes(&Reply {
-                head: &self.head,
-                choices: &choices,
-                usage,
-                prompt_token_ids: None,
-            })
-        })
-        .await
-    }
-
-    async fn read(&self, running: &mut Choices) -> Result<Vec<TextChoice>, ApiError> {
-        let count = u32::try_from(self.prompts.len()).unwrap_or(u32::MAX).saturating_mul(self.n);
-        let mut choices: Vec<TextChoice> = (0..count).map(|i| self.empty(i)).collect();
-        while let Some(piece) = running.next().await {
-            let (index, piece) = piece?;
-            let Some(choice) = choices.get_mut(index as usize) else { continue };
-            match piece {
-                Piece::Prompt { prompt_logprobs } => self.add_prompt(choice, prompt_logprobs),
-                Piece::Delta { text, entries } => self.add_delta(choice, &text, &entries),
-                Piece::End { outcome } => choice.finish_reason = Some(finish_reason(outcome?)),
-            }
-        }
-        Ok(choices)
+    fn choice(&self, index: u32, answer: Answer) -> TextChoice {
+        let mut choice = self.empty(index);
+        self.add_prompt(&mut choice, answer.prompt_logprobs);
+        self.add_delta(&mut choice, &answer.text, &answer.entries);
+        choice.finish_reason = Some(finish_reason(&answer.end));
+        choice
     }
 
     /// The data of an event. `usage` is given in the last one only.
-    fn event(&self, choices: &[TextChoice], usage: Option<&Settled>) -> Result<String, ApiError> {
+    fn event(
+        &self,
+        choices: &[TextChoice],
+        usage: Option<&Settled>,
+        frames: &mut Frames,
+    ) -> Result<(), ApiError> {
         let usage = self
+            .shape
             .include_usage
-            .then(|| usage.map(|settled| usage::body(settled, self.include_cost)));
-        let reply = Reply { head: &self.head, choices, usage, prompt_token_ids: None };
-        serde_json::to_string(&reply).map_err(|e| ApiError::internal(format!("an event: {e}")))
+            .then(|| usage.map(|settled| usage::body(settled, self.shape.include_cost)));
+        frames.data(&Reply { head: &self.head, choices, usage, prompt_token_ids: None })
     }
 }
 
-/// The events of a streamed completion.
-struct TextStream {
-    reply: TextReply,
-    /// `None` once the stream is over or broken; dropping it stops what still runs.
-    choices: Option<Choices>,
-    ready: VecDeque<String>,
-    transcript: Transcript,
-    /// The last events, once what they tell is durable.
-    ending: Option<(Settling, Vec<String>)>,
-    _admission: Admission,
-}
-
-impl TextStream {
-    fn piece(&mut self, index: u32, piece: Piece) -> Result<(), ApiError> {
-        let mut choice = self.reply.empty(index);
-        match piece {
+impl Writer for TextWriter {
+    fn part(
+        &mut self,
+        index: u32,
+        part: Part,
+        _so_far: &TokenUsage,
+        frames: &mut Frames,
+    ) -> Result<(), ApiError> {
+        let mut choice = self.empty(index);
+        match part {
             // Nothing to say before the first token, unless the prompt is to be reported.
-            Piece::Prompt { .. } if !self.reply.echo && !self.reply.return_token_ids => {
-                return Ok(());
-            }
-            Piece::Prompt { prompt_logprobs } => {
-                self.reply.add_prompt(&mut choice, prompt_logprobs);
-            }
-            Piece::Delta { text, entries } => self.reply.add_delta(&mut choice, &text, &entries),
-            Piece::End { outcome } => {
-                choice.finish_reason = Some(finish_reason(outcome?));
+            Part::Prompt { .. } if !self.echo && !self.return_token_ids => return Ok(()),
+            Part::Prompt { logprobs } => self.add_prompt(&mut choice, logprobs),
+            Part::Text { text, entries } => self.add_delta(&mut choice, &text, &entries),
+            Part::End { reason } => {
+                choice.finish_reason = Some(finish_reason(&reason));
                 choice.logprobs = None;
             }
+            // A plain completion neither thinks nor calls: all of it is text.
+            Part::Reasoning { .. }
+            | Part::CallBegin { .. }
+            | Part::CallArguments { .. }
+            | Part::CallEnd { .. } => return Ok(()),
         }
-        let event = self.reply.event(&[choice], None)?;
-        self.transcript.event(&event);
-        self.ready.push_back(event);
+        self.event(&[choice], None, frames)
+    }
+
+    fn last(&mut self, settled: &Settled, frames: &mut Frames) -> Result<(), ApiError> {
+        if self.shape.include_usage {
+            self.event(&[], Some(settled), frames)?;
+        }
+        frames.raw(sse::frame(super::DONE));
         Ok(())
     }
 
-    /// All choices have ended: posts what they used.
-    fn settle(&mut self) -> Result<(), ApiError> {
-        let Some(choices) = self.choices.take() else { return Ok(()) };
-        let mut last = Vec::new();
-        let settling = choices.settle(|settled| {
-            last = self.last_events(settled)?;
-            Ok(self.transcript.answer(&last))
-        })?;
-        self.ending = Some((settling, last));
-        Ok(())
+    fn broken(&mut self, error: &ApiError, frames: &mut Frames) {
+        frames.raw(sse::frame(&error.to_json()));
     }
 
-    fn last_events(&self, settled: &Settled) -> Result<Vec<String>, ApiError> {
-        let mut last = Vec::new();
-        if self.reply.include_usage {
-            last.push(self.reply.event(&[], Some(settled))?);
-        }
-        last.push(sse::DONE.to_owned());
-        Ok(last)
-    }
-}
-
-impl EventSource for TextStream {
-    async fn next(&mut self) -> Option<String> {
-        loop {
-            if let Some(data) = self.ready.pop_front() {
-                return Some(data);
-            }
-            if let Some((settling, last)) = &mut self.ending {
-                // Polled again where it was left, should this future be dropped.
-                let durable = settling.await;
-                self.ready.extend(match durable {
-                    Ok(()) => std::mem::take(last),
-                    Err(error) => vec![sse::error_data(&error)],
-                });
-                self.ending = None;
-                continue;
-            }
-            let done = match self.choices.as_mut()?.next().await {
-                Some(Ok((index, piece))) => self.piece(index, piece),
-                Some(Err(error)) => Err(error),
-                None => self.settle(),
-            };
-            if let Err(error) = done {
-                self.choices = None;
-                self.ready.push_back(sse::error_data(&error));
-            }
-        }
+    fn whole(&mut self, answers: Vec<Answer>, settled: &Settled) -> Result<Vec<u8>, ApiError> {
+        let choices: Vec<TextChoice> =
+            (0..).zip(answers).map(|(index, answer)| self.choice(index, answer)).collect();
+        json_bytes(&Reply {
+            head: &self.head,
+            choices: &choices,
+            usage: Some(Some(usage::body(settled, self.shape.include_cost))),
+            prompt_token_ids: None,
+        })
     }
 }

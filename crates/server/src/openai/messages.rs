@@ -1,13 +1,13 @@
-//! The messages of a chat: OpenAI's shapes become the plain ones that chat templates know.
+//! The messages and tools of a chat: OpenAI's shapes become the plain ones.
 //!
-//! A template sees `role`, `content` (one string), `name`, `tool_calls` (arguments as an object where they are valid
-//! JSON, as templates expect) and `tool_call_id`. `developer` becomes `system`. Whether text could pass for control
-//! tokens is not decided here: the tokeniser takes all of it as text.
+//! `developer` becomes `system`; parts of text are joined. Whether text could pass for control tokens is not decided
+//! here: the tokeniser takes all of it as text.
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
+use crate::chat::{ChatRequest, Message, Role, Tool, ToolCall, ToolChoice};
 use crate::error::ApiError;
-use crate::fields::{Fields, Null, shown, unsupported, wrong_type};
+use crate::fields::{Fields, Null, shown, unsupported, wrong_type, wrong_value};
 
 /// More messages than this are refused.
 const MAX_MESSAGES: usize = 4096;
@@ -15,8 +15,8 @@ const MAX_MESSAGES: usize = 4096;
 const MAX_TOOLS: usize = 128;
 const MAX_TOOL_CALLS: usize = 128;
 
-/// The messages as the template wants them; at least one.
-pub(super) fn take_messages(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
+/// At least one message.
+pub(super) fn take_messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
     let value = fields.required("messages")?;
     let Value::Array(values) = value else {
         return Err(wrong_type("messages", "an array", &value));
@@ -29,47 +29,46 @@ pub(super) fn take_messages(fields: &mut Fields) -> Result<Vec<Value>, ApiError>
     values.into_iter().enumerate().map(|(i, value)| message(i, value)).collect()
 }
 
-fn message(index: usize, value: Value) -> Result<Value, ApiError> {
+fn message(index: usize, value: Value) -> Result<Message, ApiError> {
     let path = format!("messages[{index}]");
     let mut fields = Fields::object(value, &path)?;
-    let role_value = fields.required("role")?;
-    let role = match role_value.as_str() {
-        Some("developer") => "system",
-        Some(role @ ("system" | "user" | "assistant" | "tool")) => role,
+    let role = take_role(&mut fields, &path)?;
+    let of_assistant = role == Role::Assistant;
+    let calls = if of_assistant { take_tool_calls(&mut fields, &path)? } else { Vec::new() };
+    let text = take_content(&mut fields, &path, of_assistant)?;
+    let mut message = Message { calls, ..Message::new(role, text) };
+    message.name = fields.string("name", Null::Absent)?;
+    if role == Role::Tool {
+        let id = fields.string("tool_call_id", Null::Refused)?;
+        message.call_id = Some(id.ok_or_else(|| missing(&format!("{path}.tool_call_id")))?);
+    }
+    if of_assistant {
+        message.reasoning = take_echoed(&mut fields)?;
+    }
+    fields.finish()?;
+    Ok(message)
+}
+
+fn take_role(fields: &mut Fields, path: &str) -> Result<Role, ApiError> {
+    let value = fields.required("role")?;
+    match value.as_str() {
+        Some("system" | "developer") => Ok(Role::System),
+        Some("user") => Ok(Role::User),
+        Some("assistant") => Ok(Role::Assistant),
+        Some("tool") => Ok(Role::Tool),
         Some(_) => {
             let message = format!(
                 "`{path}.role` must be `system`, `developer`, `user`, `assistant` or `tool`, not {}.",
-                shown(&role_value)
+                shown(&value)
             );
-            return Err(ApiError::field(format!("{path}.role"), "invalid_value", message));
+            Err(ApiError::field(format!("{path}.role"), "invalid_value", message))
         }
-        None => return Err(wrong_type(&format!("{path}.role"), "a string", &role_value)),
-    };
-    let mut out = Map::new();
-    out.insert("role".into(), role.into());
-    let calls = if role == "assistant" { take_tool_calls(&mut fields, &path)? } else { None };
-    let content = take_content(&mut fields, &path, role, calls.is_some())?;
-    out.insert("content".into(), content.into());
-    if let Some(name) = fields.string("name", Null::Absent)? {
-        out.insert("name".into(), name.into());
+        None => Err(wrong_type(&format!("{path}.role"), "a string", &value)),
     }
-    if let Some(calls) = calls {
-        out.insert("tool_calls".into(), calls);
-    }
-    if role == "tool" {
-        let id = fields.string("tool_call_id", Null::Refused)?;
-        let id = id.ok_or_else(|| missing(&format!("{path}.tool_call_id")))?;
-        out.insert("tool_call_id".into(), id.into());
-    }
-    if role == "assistant" {
-        take_echoed(&mut fields, &mut out)?;
-    }
-    fields.finish()?;
-    Ok(Value::Object(out))
 }
 
-/// What our own answers carry and clients send back with the history.
-fn take_echoed(fields: &mut Fields, out: &mut Map<String, Value>) -> Result<(), ApiError> {
+/// What our own answers carry and clients send back with the history; of it, the reasoning.
+fn take_echoed(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     fields.string("refusal", Null::Absent)?;
     fields.array("annotations", Null::Absent)?;
     for field in ["audio", "function_call"] {
@@ -78,24 +77,16 @@ fn take_echoed(fields: &mut Fields, out: &mut Map<String, Value>) -> Result<(), 
             return Err(unsupported(&name, "not supported; use `content` and `tool_calls`"));
         }
     }
-    if let Some(reasoning) = fields.string("reasoning_content", Null::Absent)? {
-        out.insert("reasoning_content".into(), reasoning.into());
-    }
-    Ok(())
+    fields.string("reasoning_content", Null::Absent)
 }
 
 /// A string, or parts of type text, which are joined.
-fn take_content(
-    fields: &mut Fields,
-    path: &str,
-    role: &str,
-    has_calls: bool,
-) -> Result<String, ApiError> {
+fn take_content(fields: &mut Fields, path: &str, of_assistant: bool) -> Result<String, ApiError> {
     let name = format!("{path}.content");
-    let null = if role == "assistant" { Null::Absent } else { Null::Refused };
+    let null = if of_assistant { Null::Absent } else { Null::Refused };
     match fields.take("content", null) {
         // OpenAI wants one of the two; a history may hold neither (an answer that was cut at once).
-        None if role == "assistant" || has_calls => Ok(String::new()),
+        None if of_assistant => Ok(String::new()),
         None => Err(missing(&name)),
         Some(Value::String(text)) => Ok(text),
         Some(Value::Array(parts)) => {
@@ -132,22 +123,19 @@ fn text_part(part: Value, path: &str) -> Result<String, ApiError> {
     }
 }
 
-fn take_tool_calls(fields: &mut Fields, path: &str) -> Result<Option<Value>, ApiError> {
-    let Some(values) = fields.array("tool_calls", Null::Absent)? else { return Ok(None) };
+fn take_tool_calls(fields: &mut Fields, path: &str) -> Result<Vec<ToolCall>, ApiError> {
+    let values = fields.array("tool_calls", Null::Absent)?.unwrap_or_default();
     let name = format!("{path}.tool_calls");
     if values.len() > MAX_TOOL_CALLS {
         let message =
             format!("`{name}` holds at most {MAX_TOOL_CALLS} calls, not {}.", values.len());
         return Err(ApiError::field(name, "invalid_value", message));
     }
-    let mut calls = Vec::with_capacity(values.len());
-    for (i, value) in values.into_iter().enumerate() {
-        calls.push(tool_call(value, &format!("{name}[{i}]"))?);
-    }
-    Ok((!calls.is_empty()).then_some(Value::Array(calls)))
+    let calls = values.into_iter().enumerate();
+    calls.map(|(i, value)| tool_call(value, &format!("{name}[{i}]"))).collect()
 }
 
-fn tool_call(value: Value, path: &str) -> Result<Value, ApiError> {
+fn tool_call(value: Value, path: &str) -> Result<ToolCall, ApiError> {
     let mut call = Fields::object(value, path)?;
     let id = call.string("id", Null::Refused)?;
     let id = id.ok_or_else(|| missing(&format!("{path}.id")))?;
@@ -168,43 +156,64 @@ fn tool_call(value: Value, path: &str) -> Result<Value, ApiError> {
     call.take("index", Null::Absent);
     function.finish()?;
     call.finish()?;
-    let arguments = match serde_json::from_str::<Value>(&arguments) {
-        Ok(object @ Value::Object(_)) => object,
-        _ => Value::String(arguments),
-    };
-    Ok(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}))
+    Ok(ToolCall { id, name, arguments })
 }
 
-/// The tools as the template wants them; empty where the request has none or forbids them.
-pub(super) fn take_tools(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
+/// The tools, and how they may be called.
+pub(super) fn take_tools(fields: &mut Fields, request: &mut ChatRequest) -> Result<(), ApiError> {
     let values = fields.array("tools", Null::Refused)?.unwrap_or_default();
     if values.len() > MAX_TOOLS {
         let message = format!("`tools` holds at most {MAX_TOOLS} tools, not {}.", values.len());
         return Err(ApiError::field("tools", "invalid_value", message));
     }
-    let mut tools = Vec::with_capacity(values.len());
-    for (i, value) in values.into_iter().enumerate() {
-        tools.push(tool(value, &format!("tools[{i}]"))?);
-    }
-    fields.bool("parallel_tool_calls", Null::Refused)?;
+    let tools = values.into_iter().enumerate();
+    request.tools = tools
+        .map(|(i, value)| tool(value, &format!("tools[{i}]")))
+        .collect::<Result<_, ApiError>>()?;
+    let parallel = fields.bool("parallel_tool_calls", Null::Refused)?;
+    request.parallel_tool_calls = parallel.unwrap_or(true);
     for field in ["functions", "function_call"] {
         if fields.take(field, Null::Refused).is_some() {
             return Err(unsupported(field, "deprecated by OpenAI and not supported; use `tools`"));
         }
     }
-    match fields.take("tool_choice", Null::Refused) {
-        None => Ok(tools),
-        Some(Value::String(choice)) if choice == "auto" => Ok(tools),
-        Some(Value::String(choice)) if choice == "none" => Ok(Vec::new()),
-        Some(Value::String(_) | Value::Object(_)) => {
-            Err(unsupported("tool_choice", "only `auto` and `none` are supported"))
-        }
-        Some(other) => Err(wrong_type("tool_choice", "a string or an object", &other)),
+    if let Some(value) = fields.take("tool_choice", Null::Refused) {
+        request.tool_choice = tool_choice(value)?;
     }
+    Ok(())
 }
 
-fn tool(value: Value, path: &str) -> Result<Value, ApiError> {
-    let whole = value.clone();
+fn tool_choice(value: Value) -> Result<ToolChoice, ApiError> {
+    let object = match value {
+        Value::String(choice) => match choice.as_str() {
+            "auto" => return Ok(ToolChoice::Auto),
+            "none" => return Ok(ToolChoice::None),
+            "required" => return Ok(ToolChoice::Required),
+            _ => {
+                let given = Value::String(choice);
+                let expected = "`auto`, `none`, `required` or an object";
+                return Err(wrong_value("tool_choice", expected, &given));
+            }
+        },
+        object @ Value::Object(_) => object,
+        other => return Err(wrong_type("tool_choice", "a string or an object", &other)),
+    };
+    let mut choice = Fields::object(object, "tool_choice")?;
+    match choice.string("type", Null::Refused)?.as_deref() {
+        Some("function") => {}
+        Some(_) => return Err(unsupported("tool_choice.type", "only `function` is supported")),
+        None => return Err(missing("tool_choice.type")),
+    }
+    let mut function = Fields::object(choice.required("function")?, "tool_choice.function")?;
+    let name = function.string("name", Null::Refused)?;
+    let name = name.ok_or_else(|| missing("tool_choice.function.name"))?;
+    function.finish()?;
+    choice.finish()?;
+    Ok(ToolChoice::Named(name))
+}
+
+fn tool(value: Value, path: &str) -> Result<Tool, ApiError> {
+    let json = value.clone();
     let mut tool = Fields::object(value, path)?;
     match tool.string("type", Null::Refused)?.as_deref() {
         Some("function") => {}
@@ -215,20 +224,16 @@ fn tool(value: Value, path: &str) -> Result<Value, ApiError> {
     }
     let function_path = format!("{path}.function");
     let mut function = Fields::object(tool.required("function")?, &function_path)?;
-    if function.string("name", Null::Refused)?.is_none() {
-        return Err(missing(&format!("{function_path}.name")));
-    }
+    let name = function.string("name", Null::Refused)?;
+    let name = name.ok_or_else(|| missing(&format!("{function_path}.name")))?;
     function.string("description", Null::Absent)?;
     if let Some(parameters) = function.take("parameters", Null::Absent) {
         Fields::object(parameters, &format!("{function_path}.parameters"))?.ignore_rest();
     }
-    if function.bool("strict", Null::Absent)? == Some(true) {
-        let name = format!("{function_path}.strict");
-        return Err(unsupported(&name, "strict schemas are not supported yet"));
-    }
+    let strict = function.bool("strict", Null::Absent)? == Some(true);
     function.finish()?;
     tool.finish()?;
-    Ok(whole)
+    Ok(Tool { name, json, strict })
 }
 
 fn missing(name: &str) -> ApiError {

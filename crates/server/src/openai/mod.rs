@@ -14,14 +14,15 @@ mod chat;
 mod chat_request;
 mod completion_request;
 mod completions;
-mod generate;
 mod generation;
 mod messages;
 mod models;
 mod options;
-mod prompt;
 mod usage;
 mod wire;
+
+/// The last event of a stream that ended well.
+const DONE: &str = "[DONE]";
 
 pub(crate) use chat::chat;
 pub(crate) use completions::completions;

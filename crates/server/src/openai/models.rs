@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::app::App;
 use crate::error::{ApiError, json};
-use crate::openai::generate::find_model;
+use crate::job::find_model;
 use crate::served::ServedModel;
 
 #[derive(Serialize)]

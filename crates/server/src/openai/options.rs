@@ -1,106 +1,56 @@
-//! The parameters that chat and plain completions share.
+//! The parameters that chat and plain completions share, by OpenAI's names and ranges.
 
-use mintage_model::{
-    GenerationDefaults, MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, SamplingParams, TokenId,
-};
+use mintage_model::{MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, TokenId};
 use serde_json::Value;
 
 use crate::config::Limits;
 use crate::error::ApiError;
 use crate::fields::{Fields, Null, integer, number, unsupported, wrong_type, wrong_value};
+use crate::options::Options;
 
 /// OpenAI allows 4; more do no harm.
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 512;
 
-/// What both endpoints take.
-#[derive(Clone, Debug)]
-pub(super) struct Options {
-    pub(super) n: u32,
+/// How an answer is sent, and what is told with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Shape {
     pub(super) stream: bool,
+    /// Of streams; a whole answer always tells its usage.
     pub(super) include_usage: bool,
     /// Tell what it cost.
     pub(super) include_cost: bool,
-    pub(super) stops: Vec<String>,
-    pub(super) stop_token_ids: Vec<TokenId>,
-    pub(super) ignore_eos: bool,
-    pub(super) return_token_ids: bool,
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    top_k: Option<u32>,
-    min_p: Option<f32>,
-    typical_p: Option<f32>,
-    repetition_penalty: Option<f32>,
-    frequency_penalty: Option<f32>,
-    presence_penalty: Option<f32>,
-    logit_bias: Vec<(TokenId, f32)>,
-    seed: Option<i64>,
 }
 
-impl Options {
-    pub(super) fn take(fields: &mut Fields, limits: &Limits) -> Result<Self, ApiError> {
-        take_ignored(fields)?;
-        let max_choices = i64::try_from(limits.max_choices).unwrap_or(i64::MAX);
-        let n = fields.integer("n", 1..=max_choices)?.unwrap_or(1);
-        let stream = fields.bool("stream", Null::Absent)?.unwrap_or(false);
-        let include_cost = take_usage(fields)?;
-        Ok(Self {
-            n: u32::try_from(n).unwrap_or(1),
-            stream,
-            include_usage: take_stream_options(fields, stream)? || (stream && include_cost),
-            include_cost,
-            stops: take_stops(fields)?,
-            stop_token_ids: take_stop_token_ids(fields)?,
-            ignore_eos: fields.bool("ignore_eos", Null::Absent)?.unwrap_or(false),
-            return_token_ids: fields.bool("return_token_ids", Null::Absent)?.unwrap_or(false),
-            temperature: fields.number("temperature", 0.0..=2.0)?,
-            top_p: fields.number("top_p", 0.0..=1.0)?,
-            top_k: fields.count("top_k", 0)?,
-            min_p: fields.number("min_p", 0.0..=1.0)?,
-            typical_p: fields.number("typical_p", 0.0..=1.0)?,
-            repetition_penalty: fields.number("repetition_penalty", 0.0625..=16.0)?,
-            frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?,
-            presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?,
-            logit_bias: take_logit_bias(fields)?,
-            seed: fields.integer("seed", i64::MIN..=i64::MAX)?,
-        })
-    }
-
-    /// The request's word, else the model's, else OpenAI's. `random` is the seed of a request without one.
-    pub(super) fn sampling(&self, defaults: &GenerationDefaults, random: u64) -> SamplingParams {
-        let neutral = SamplingParams::default();
-        let or = |given: Option<f32>, default: Option<f32>, neutral: f32| {
-            given.or(default).unwrap_or(neutral)
-        };
-        SamplingParams {
-            temperature: or(self.temperature, defaults.temperature, neutral.temperature),
-            top_k: self.top_k.or(defaults.top_k).unwrap_or(neutral.top_k),
-            top_p: or(self.top_p, defaults.top_p, neutral.top_p),
-            min_p: or(self.min_p, defaults.min_p, neutral.min_p),
-            typical_p: or(self.typical_p, None, neutral.typical_p),
-            repetition_penalty: or(
-                self.repetition_penalty,
-                defaults.repetition_penalty,
-                neutral.repetition_penalty,
-            ),
-            frequency_penalty: or(self.frequency_penalty, None, neutral.frequency_penalty),
-            presence_penalty: or(self.presence_penalty, None, neutral.presence_penalty),
-            logit_bias: self.logit_bias.clone(),
-            seed: self.seed.map_or(random, i64::cast_unsigned),
-        }
-    }
-}
-
-/// The seed of the choice with this index; the first keeps the request's, so that `n: 1` is its first choice.
-pub(super) fn choice_seed(seed: u64, index: u32) -> u64 {
-    if index == 0 {
-        return seed;
-    }
-    // splitmix64: neighbouring inputs give unrelated outputs.
-    let mut z = seed.wrapping_add(u64::from(index).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
+/// What both endpoints take.
+pub(super) fn take_options(
+    fields: &mut Fields,
+    limits: &Limits,
+) -> Result<(Options, Shape), ApiError> {
+    take_ignored(fields)?;
+    let max_choices = i64::try_from(limits.max_choices).unwrap_or(i64::MAX);
+    let n = fields.integer("n", 1..=max_choices)?.unwrap_or(1);
+    let stream = fields.bool("stream", Null::Absent)?.unwrap_or(false);
+    let include_cost = take_usage(fields)?;
+    let include_usage = take_stream_options(fields, stream)? || (stream && include_cost);
+    let options = Options {
+        n: u32::try_from(n).unwrap_or(1),
+        stops: take_stops(fields)?,
+        stop_token_ids: take_stop_token_ids(fields)?,
+        ignore_eos: fields.bool("ignore_eos", Null::Absent)?.unwrap_or(false),
+        return_token_ids: fields.bool("return_token_ids", Null::Absent)?.unwrap_or(false),
+        temperature: fields.number("temperature", 0.0..=2.0)?,
+        top_p: fields.number("top_p", 0.0..=1.0)?,
+        top_k: fields.count("top_k", 0)?,
+        min_p: fields.number("min_p", 0.0..=1.0)?,
+        typical_p: fields.number("typical_p", 0.0..=1.0)?,
+        repetition_penalty: fields.number("repetition_penalty", 0.0625..=16.0)?,
+        frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?,
+        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?,
+        logit_bias: take_logit_bias(fields)?,
+        seed: fields.integer("seed", i64::MIN..=i64::MAX)?,
+    };
+    Ok((options, Shape { stream, include_usage, include_cost }))
 }
 
 /// Fields of OpenAI's that change nothing here; their types are checked all the same.
@@ -219,20 +169,15 @@ fn take_logit_bias(fields: &mut Fields) -> Result<Vec<(TokenId, f32)>, ApiError>
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use mintage_model::GenerationDefaults;
 
-    #[test]
-    fn choices_differ_and_the_first_keeps_the_seed() {
-        let seeds: std::collections::HashSet<u64> = (0..100).map(|i| choice_seed(7, i)).collect();
-        assert_eq!(seeds.len(), 100);
-        assert_eq!(choice_seed(7, 0), 7);
-    }
+    use super::*;
 
     #[test]
     fn the_requests_word_goes_before_the_models() {
         let body = br#"{"temperature":0,"seed":-1}"#;
         let mut fields = Fields::parse(body).unwrap();
-        let options = Options::take(&mut fields, &Limits::default()).unwrap();
+        let (options, _) = take_options(&mut fields, &Limits::default()).unwrap();
         fields.finish().unwrap();
         let defaults = GenerationDefaults {
             temperature: Some(0.7),

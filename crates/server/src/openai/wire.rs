@@ -63,11 +63,29 @@ pub(super) struct ChatChoice {
 #[derive(Serialize)]
 pub(super) struct ChatMessage {
     pub(super) role: &'static str,
-    pub(super) content: String,
+    pub(super) content: Option<String>,
     pub(super) refusal: Option<String>,
+    /// As DashScope and vLLM have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tool_calls: Option<Vec<ToolCallBody>>,
 }
 
 #[derive(Serialize)]
+pub(super) struct ToolCallBody {
+    pub(super) id: String,
+    pub(super) r#type: &'static str,
+    pub(super) function: FunctionBody,
+}
+
+#[derive(Serialize)]
+pub(super) struct FunctionBody {
+    pub(super) name: String,
+    pub(super) arguments: String,
+}
+
+#[derive(Default, Serialize)]
 pub(super) struct ChatChunkChoice {
     pub(super) index: u32,
     pub(super) delta: Delta,
@@ -83,6 +101,28 @@ pub(super) struct Delta {
     pub(super) role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tool_calls: Option<Vec<ToolCallDelta>>,
+}
+
+/// The beginning of a call, or more of its arguments.
+#[derive(Serialize)]
+pub(super) struct ToolCallDelta {
+    pub(super) index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) r#type: Option<&'static str>,
+    pub(super) function: FunctionDelta,
+}
+
+#[derive(Serialize)]
+pub(super) struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
+    pub(super) arguments: String,
 }
 
 #[derive(Default, Serialize)]
@@ -128,10 +168,11 @@ pub(super) struct TextLogprobs {
     pub(super) text_offset: Vec<usize>,
 }
 
-pub(super) fn finish_reason(end: EndReason) -> &'static str {
+pub(super) fn finish_reason(end: &EndReason) -> &'static str {
     match end {
-        EndReason::Stop => "stop",
+        EndReason::Stop | EndReason::StopString(_) => "stop",
         EndReason::Length => "length",
+        EndReason::ToolCalls => "tool_calls",
     }
 }
 

@@ -6,32 +6,51 @@
 use std::sync::Arc;
 
 use mintage_model::{ChatError, ChatOptions, SpecialTokens, TokenId};
+use serde_json::Value;
 
 use crate::auth::now_unix;
+use crate::chat::{ChatRequest, Message, ToolChoice};
 use crate::error::ApiError;
-use crate::openai::chat_request::ChatRequest;
-use crate::openai::completion_request::Prompt;
 use crate::served::ServedModel;
+
+/// One plain prompt, as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Prompt {
+    Text(String),
+    Tokens(Vec<TokenId>),
+}
 
 /// A plain prompt, ready to run.
 #[derive(Clone, Debug)]
-pub(super) struct TokenisedPrompt {
-    pub(super) tokens: Arc<[TokenId]>,
+pub(crate) struct TokenisedPrompt {
+    pub(crate) tokens: Arc<[TokenId]>,
     /// Its text, where it is to be repeated; else empty.
-    pub(super) text: String,
+    pub(crate) text: String,
 }
 
 /// Renders a chat and tokenises it.
 pub(super) fn chat(model: &ServedModel, request: &ChatRequest) -> Result<Arc<[TokenId]>, ApiError> {
     let mut variables = serde_json::Map::new();
-    if let Some(enable) = request.enable_thinking {
+    if let Some(enable) = request.reasoning.enabled {
         variables.insert("enable_thinking".to_owned(), enable.into());
     }
     let options =
         ChatOptions { add_generation_prompt: true, variables, now_unix_s: Some(now_unix()) };
-    let tools = (!request.tools.is_empty()).then_some(request.tools.as_slice());
-    match model.text.encode_chat(&request.messages, tools, &options) {
-        Ok(tokens) => Ok(tokens.into()),
+    let (answered, begun) = match request.messages.split_last() {
+        Some((last, before)) if request.continues_last => (before, Some(last)),
+        _ => (request.messages.as_slice(), None),
+    };
+    let messages: Vec<Value> = answered.iter().map(Message::for_template).collect();
+    let shown = request.tools.iter().filter(|_| request.tool_choice != ToolChoice::None);
+    let tools: Vec<Value> = shown.map(|tool| tool.json.clone()).collect();
+    let tools = (!tools.is_empty()).then_some(tools.as_slice());
+    match model.text.encode_chat(&messages, tools, &options) {
+        Ok(mut tokens) => {
+            if let Some(begun) = begun {
+                tokens.extend(model.text.tokenizer().encode(&begun.text, SpecialTokens::AsText));
+            }
+            Ok(tokens.into())
+        }
         Err(error @ ChatError::NoTemplate) => {
             Err(ApiError::field("model", "no_chat_template", format!("`model`: {error}.")))
         }
@@ -42,7 +61,7 @@ pub(super) fn chat(model: &ServedModel, request: &ChatRequest) -> Result<Arc<[To
 }
 
 /// Tokenises a plain prompt; `index` is its place among the request's prompts.
-pub(super) fn text(
+pub(crate) fn text(
     model: &ServedModel,
     index: usize,
     prompt: &Prompt,

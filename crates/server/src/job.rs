@@ -4,48 +4,44 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::Instant;
 
 use axum::extract::Request;
-use axum::http::{HeaderValue, header};
-use axum::response::{IntoResponse, Response};
 use futures_core::Stream;
 use futures_util::stream::SelectAll;
 use mintage_ledger::limits::Standings;
-use mintage_ledger::{KeptAnswer, Principal};
+use mintage_ledger::{KeptAnswer, Principal, TokenUsage};
 use mintage_model::{GenerateRequest, Priority, SubmitError, TokenId};
-use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::answer::{Choice, ChoiceOptions, Piece};
+use crate::answer::{Choice, ChoiceOptions, Part};
 use crate::app::{Admission, App, Phase};
 use crate::auth::Caller;
 use crate::body::read_json;
 use crate::error::{ApiError, Fault};
 use crate::fields::shortened;
-use crate::idempotency::{Form, Keeping};
-pub(super) use crate::metered::Settling;
-use crate::metered::{Meter, RequestFacts};
-use crate::openai::options::{Options, choice_seed};
+use crate::idempotency::Keeping;
+use crate::metered::{Meter, RequestFacts, Settling};
+use crate::options::{Options, choice_seed};
 use crate::request_id::{RequestId, random_hex};
 use crate::served::{ModelSet, ServedModel};
 use crate::till::{Admitted, Arrival, Settled, unix_ms};
 
 /// A request for tokens before its body was understood.
-pub(super) struct Incoming {
-    pub(super) admission: Admission,
-    pub(super) caller: Caller,
-    pub(super) request_id: String,
-    pub(super) arrival: Instant,
-    pub(super) body: axum::body::Bytes,
+pub(crate) struct Incoming {
+    pub(crate) admission: Admission,
+    pub(crate) caller: Caller,
+    pub(crate) request_id: String,
+    pub(crate) arrival: Instant,
+    pub(crate) body: axum::body::Bytes,
     /// Where the answer is to be kept for repetitions.
-    pub(super) keeping: Option<Keeping>,
+    pub(crate) keeping: Option<Keeping>,
 }
 
 impl Incoming {
     /// Lets the request in and reads its body.
-    pub(super) async fn read(app: &App, request: Request) -> Result<Self, ApiError> {
+    pub(crate) async fn read(app: &App, request: Request) -> Result<Self, ApiError> {
         let arrival = Instant::now();
         let admission = app.admit()?;
         let (parts, body) = request.into_parts();
@@ -66,7 +62,7 @@ impl Incoming {
 }
 
 /// The model of this name.
-pub(super) fn find_model(models: &ModelSet, name: &str) -> Result<Arc<ServedModel>, ApiError> {
+pub(crate) fn find_model(models: &ModelSet, name: &str) -> Result<Arc<ServedModel>, ApiError> {
     models.get(name).cloned().ok_or_else(|| {
         let message = format!("The model `{}` does not exist.", shortened(name));
         let error = ApiError::new(Fault::NotFound, "model_not_found", message);
@@ -75,26 +71,30 @@ pub(super) fn find_model(models: &ModelSet, name: &str) -> Result<Arc<ServedMode
 }
 
 /// What is to be computed.
-pub(super) struct Job {
-    pub(super) model: Arc<ServedModel>,
+pub(crate) struct Job {
+    /// Of the answer, as the client sees it.
+    pub(crate) id: String,
+    pub(crate) model: Arc<ServedModel>,
     /// Each continued `options.n` times.
-    pub(super) prompts: Vec<Arc<[TokenId]>>,
+    pub(crate) prompts: Vec<Arc<[TokenId]>>,
     /// Tokens that end a choice.
-    pub(super) stop_token_ids: Arc<[TokenId]>,
+    pub(crate) stop_token_ids: Arc<[TokenId]>,
     /// `None`: as many as fit.
-    pub(super) max_tokens: Option<u32>,
+    pub(crate) max_tokens: Option<u32>,
     /// For refusals.
-    pub(super) max_tokens_field: &'static str,
-    pub(super) logprobs: Option<u8>,
-    pub(super) prompt_logprobs: Option<u8>,
-    pub(super) options: Options,
+    pub(crate) max_tokens_field: &'static str,
+    pub(crate) logprobs: Option<u8>,
+    pub(crate) prompt_logprobs: Option<u8>,
+    pub(crate) options: Options,
+    /// The answer is sent as it grows.
+    pub(crate) stream: bool,
     /// Dialect and route, for the record.
-    pub(super) protocol: &'static str,
+    pub(crate) protocol: &'static str,
 }
 
 impl Job {
     /// The tokens that end a choice: the model's, unless ignored, and the request's.
-    pub(super) fn stop_tokens(
+    pub(crate) fn stop_tokens(
         model: &ServedModel,
         options: &Options,
     ) -> Result<Arc<[TokenId]>, ApiError> {
@@ -139,14 +139,13 @@ impl Job {
     }
 
     /// Submits, again whenever the money that is missing came in from other gateways.
-    pub(super) async fn submit_covered(
+    pub(crate) async fn submit_covered(
         &self,
         app: &App,
         incoming: &Incoming,
-        response_id: &str,
     ) -> Result<Choices, ApiError> {
         loop {
-            match self.submit(app, incoming, response_id) {
+            match self.submit(app, incoming) {
                 Err(error) if app.till.cover(&incoming.caller.principal, &error).await => {}
                 outcome => return outcome,
             }
@@ -154,28 +153,23 @@ impl Job {
     }
 
     /// Submits all choices; if one is refused, those already taken are cancelled (and settled) by being dropped.
-    fn submit(
-        &self,
-        app: &App,
-        incoming: &Incoming,
-        response_id: &str,
-    ) -> Result<Choices, ApiError> {
+    fn submit(&self, app: &App, incoming: &Incoming) -> Result<Choices, ApiError> {
         let principal = &incoming.caller.principal;
         let limits: Vec<u32> = self
             .prompts
             .iter()
             .map(|prompt| self.max_new_tokens(app, prompt.len()))
             .collect::<Result<_, _>>()?;
-        let admitted = self.admit(app, principal, &limits, response_id)?;
+        let admitted = self.admit(app, principal, &limits)?;
         let metrics = app.metrics.of(&self.model);
         let metrics = metrics.ok_or_else(|| ApiError::internal("a model without metrics"))?;
         let facts = RequestFacts {
             request_id: incoming.request_id.clone(),
-            response_id: response_id.to_owned(),
+            response_id: self.id.clone(),
             principal: Arc::clone(principal),
             model: self.model.name.clone(),
             arrival: incoming.arrival,
-            streamed: self.options.stream,
+            streamed: self.stream,
             n: self.options.n,
         };
         let standings = admitted.standings;
@@ -192,7 +186,7 @@ impl Job {
         for (prompt, max_new_tokens) in self.prompts.iter().zip(limits) {
             for _ in 0..self.options.n {
                 let mut request = base.clone();
-                request.request_id = format!("{response_id}-{index}");
+                request.request_id = format!("{}-{index}", self.id);
                 request.prompt = Arc::clone(prompt);
                 request.max_new_tokens = max_new_tokens;
                 request.sampling.seed = choice_seed(base.sampling.seed, index);
@@ -218,7 +212,6 @@ impl Job {
         app: &App,
         principal: &Arc<Principal>,
         limits: &[u32],
-        response_id: &str,
     ) -> Result<Admitted, ApiError> {
         if !principal.scopes.allows_model(&self.model.name) {
             let message = format!("This key is not made for the model `{}`.", self.model.name);
@@ -226,7 +219,7 @@ impl Job {
             return Err(ApiError { param: Some("model".to_owned()), ..error });
         }
         let arrival = Arrival {
-            response_id: response_id.into(),
+            response_id: self.id.as_str().into(),
             model: self.model.name.as_str().into(),
             protocol: self.protocol,
             prompt_tokens: self.prompts.iter().map(|prompt| prompt.len() as u64).sum(),
@@ -267,34 +260,35 @@ impl Job {
     }
 }
 
-/// The running choices of one request, as one stream of pieces.
-pub(super) struct Choices {
+/// The running choices of one request, as one stream of parts.
+pub(crate) struct Choices {
     all: SelectAll<Choice>,
     meter: Meter,
     /// How the tightest limits stood when the request was let in.
-    pub(super) standings: Standings,
+    pub(crate) standings: Standings,
     ending: watch::Receiver<Phase>,
 }
 
 impl Choices {
-    /// The next piece of any choice; `None` after all have ended; an error when the server must end the request.
-    /// Dropping the future loses nothing.
-    pub(super) async fn next(&mut self) -> Option<Result<(u32, Piece), ApiError>> {
+    /// The next part of any choice; `None` after all have ended; an error when a choice broke or the server must end the
+    /// request. Dropping the future loses nothing.
+    pub(crate) async fn next(&mut self) -> Option<Result<(u32, Part), ApiError>> {
         let all = &mut self.all;
-        let piece = std::future::poll_fn(|cx: &mut Context<'_>| -> Poll<Option<(u32, Piece)>> {
-            Pin::new(&mut *all).poll_next(cx)
-        });
+        let part = std::future::poll_fn(|cx: &mut Context<'_>| Pin::new(&mut *all).poll_next(cx));
         tokio::select! {
             biased;
-            piece = piece => piece.map(Ok),
+            part = part => part,
             () = App::ending(self.ending.clone()) => Some(Err(ApiError::shutting_down())),
         }
     }
-}
 
-impl Choices {
+    /// What the choices used so far: the prompt once it is computed, and the tokens that were read.
+    pub(crate) fn so_far(&self) -> TokenUsage {
+        self.meter.so_far()
+    }
+
     /// Posts what the choices used, once all have ended.
-    pub(super) fn settle(
+    pub(crate) fn settle(
         &self,
         answer: impl FnOnce(&Settled) -> Result<Option<KeptAnswer>, ApiError>,
     ) -> Result<Settling, ApiError> {
@@ -302,34 +296,13 @@ impl Choices {
     }
 
     /// The client gets an error instead of an answer: it costs nothing.
-    pub(super) fn forgive(&self) {
+    pub(crate) fn forgive(&self) {
         self.meter.forgive();
     }
 }
 
-/// An answer that is sent as a whole: settled, then sent. `body` writes it.
-pub(super) async fn whole_answer(
-    choices: Choices,
-    keeping: Option<&Keeping>,
-    body: impl FnOnce(&Settled) -> Result<Vec<u8>, ApiError>,
-) -> Result<Response, ApiError> {
-    let mut bytes = Vec::new();
-    let settling = choices.settle(|settled| {
-        bytes = body(settled)?;
-        Ok(keeping.and_then(|keeping| keeping.answer(Form::Json, &bytes)))
-    })?;
-    settling.await?;
-    let json = HeaderValue::from_static("application/json");
-    Ok(([(header::CONTENT_TYPE, json)], bytes).into_response())
-}
-
-/// JSON that we made ourselves.
-pub(super) fn json_bytes(value: &impl Serialize) -> Result<Vec<u8>, ApiError> {
-    serde_json::to_vec(value).map_err(|e| ApiError::internal(format!("an answer: {e}")))
-}
-
 /// `chatcmpl-…`, `cmpl-…`: unique, whatever request id the client chose; later ones are greater, which keeps an index
 /// over them small.
-pub(super) fn response_id(prefix: &str) -> String {
-    format!("{prefix}-{:012x}{}", unix_ms(), random_hex())
+pub(crate) fn response_id(prefix: &str) -> String {
+    format!("{prefix}{:012x}{}", unix_ms(), random_hex())
 }

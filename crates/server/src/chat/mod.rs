@@ -1,0 +1,64 @@
+//! A chat, whatever its dialect: one request inside, made ready to run.
+//!
+//! A dialect parses bytes into a [`ChatRequest`], [`prepare`] makes it a [`Job`], and `respond` writes the answer with the
+//! dialect's `Writer`. Not here: any wire format, and how tokens become parts (`answer`).
+//! Invariant: no dialect knows another, and nothing behind [`prepare`] knows which dialect asked.
+
+mod prompt;
+mod request;
+
+use std::sync::Arc;
+
+pub(crate) use prompt::{Prompt, TokenisedPrompt, text as tokenise_text};
+pub(crate) use request::{ChatRequest, Format, Message, Role, Tool, ToolCall, ToolChoice};
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::job::{Job, find_model, response_id};
+
+/// What a dialect's route is called.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route {
+    /// Dialect and route, as records have it: `openai.chat`.
+    pub(crate) protocol: &'static str,
+    /// What ids of its answers begin with: `chatcmpl-`.
+    pub(crate) id_prefix: &'static str,
+}
+
+/// Finds the model, renders the messages and tokenises them. On a text thread: it may take milliseconds.
+pub(crate) fn prepare(app: &App, request: ChatRequest, route: Route) -> Result<Job, ApiError> {
+    let model = find_model(&app.models, &request.model)?;
+    refuse_unsupported(&request)?;
+    let prompt = prompt::chat(&model, &request)?;
+    Ok(Job {
+        id: response_id(route.id_prefix),
+        stop_token_ids: Job::stop_tokens(&model, &request.options)?,
+        model,
+        prompts: vec![Arc::clone(&prompt)],
+        max_tokens: request.max_tokens,
+        max_tokens_field: request.max_tokens_field,
+        logprobs: request.logprobs,
+        prompt_logprobs: request.prompt_logprobs,
+        options: request.options,
+        stream: request.stream,
+        protocol: route.protocol,
+    })
+}
+
+/// What a chat can ask for and this server cannot do yet: refused by name, never ignored.
+fn refuse_unsupported(request: &ChatRequest) -> Result<(), ApiError> {
+    let refuse = |field: &str, what: &str| {
+        Err(ApiError::field(field, "unsupported_parameter", format!("`{field}`: {what}.")))
+    };
+    if request.format != Format::Text {
+        return refuse("response_format", "only `{\"type\":\"text\"}` is supported so far");
+    }
+    if matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Named(_)) {
+        return refuse("tool_choice", "only `auto` and `none` are supported");
+    }
+    if let Some(index) = request.tools.iter().position(|tool| tool.strict) {
+        let field = format!("tools[{index}].function.strict");
+        return refuse(&field, "strict schemas are not supported yet");
+    }
+    Ok(())
+}
