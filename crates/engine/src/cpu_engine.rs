@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use mintage_model::{
     Engine, EngineFault, EngineInfo, EngineLoad, Event, EventSender, EventStream, Finish,
-    FinishReason, GenerateRequest, SubmitError, Timings, Usage, event_channel, validate,
+    FinishReason, GenerateRequest, GrammarState, SubmitError, Timings, Usage, event_channel,
+    validate,
 };
 
 use crate::engine_core::{EngineCore, StepOutcome};
@@ -83,6 +84,8 @@ struct Inbox {
 
 struct Submission {
     request: GenerateRequest,
+    /// The state before its first token, where it has a grammar.
+    grammar: Option<Box<dyn GrammarState>>,
     submitted: Instant,
     sender: EventSender,
 }
@@ -196,6 +199,11 @@ impl Engine for CpuEngine {
 
     fn submit(&self, request: GenerateRequest) -> Result<EventStream, SubmitError> {
         validate(&self.info, &request)?;
+        let grammar = request.grammar.as_ref().map(|grammar| grammar.start()).transpose();
+        let grammar = grammar.map_err(|fault| SubmitError::Invalid {
+            field: "grammar".to_owned(),
+            message: fault.to_string(),
+        })?;
         let (sender, stream) = event_channel(self.event_capacity);
         {
             let mut inbox = self.shared.inbox();
@@ -206,7 +214,8 @@ impl Engine for CpuEngine {
             if waiting >= self.max_waiting {
                 return Err(SubmitError::QueueFull { waiting, limit: self.max_waiting });
             }
-            inbox.pending.push_back(Submission { request, submitted: Instant::now(), sender });
+            let submitted = Instant::now();
+            inbox.pending.push_back(Submission { request, grammar, submitted, sender });
         }
         self.shared.wake.notify_all();
         Ok(stream)
@@ -268,10 +277,10 @@ impl Worker {
     }
 
     fn take(&mut self, submission: Submission) {
-        let Submission { request, submitted, sender } = submission;
+        let Submission { request, grammar, submitted, sender } = submission;
         let since_start = |at: Instant| at.saturating_duration_since(self.start);
         let deadline = request.deadline.map(since_start);
-        match self.core.submit(request, deadline, since_start(submitted)) {
+        match self.core.submit(request, grammar, deadline, since_start(submitted)) {
             Some(id) => {
                 self.senders.insert(id, sender);
             }

@@ -9,14 +9,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mintage_model::{
-    EngineFault, EngineLoad, Event, Finish, FinishReason, GenerateRequest, SampledToken, Timings,
-    TokenId, Usage,
+    EngineFault, EngineLoad, Event, Finish, FinishReason, GenerateRequest, GrammarFault,
+    GrammarState, SampledToken, Timings, TokenId, Usage,
 };
 
 use crate::forward::{Batch, BatchSequence, Forward, ForwardError, LogitsBuffer, LogitsFor};
 use crate::sampler::{Sampler, logprobs};
 use crate::scheduler::{NewSequence, PlannedRow, Scheduler, SchedulerConfig, SequenceId, StepPlan};
 use crate::speculation::{DraftModel, MAX_DRAFTS, NgramDrafter};
+
+/// Tokens that a grammar forces appended to a sequence in a step, at most.
+pub(crate) const MAX_FORCED: usize = 32;
 
 /// Tells the time since the engine's start.
 pub type Clock<'a> = &'a dyn Fn() -> Duration;
@@ -45,6 +48,8 @@ struct Active {
     request: GenerateRequest,
     deadline: Option<Duration>,
     sampler: Sampler,
+    /// Where its answer stands in the grammar it follows. It knows the tokens said, whatever pages are taken away.
+    grammar: Option<Box<dyn GrammarState>>,
     ngrams: NgramDrafter,
     /// Whom the guesses of this step are from.
     guessed_by: GuessedBy,
@@ -55,6 +60,38 @@ struct Active {
     submitted: Duration,
     queued: Option<Duration>,
     first_token: Option<Duration>,
+}
+
+impl Active {
+    /// The next token: what the grammar forces, or what the sampler chooses among what it allows.
+    fn choose(&mut self, logits: &[f32], scratch: &mut Vec<f32>) -> Result<TokenId, FinishReason> {
+        let position = self.request.prompt.len() as u64 + u64::from(self.output_tokens);
+        let mask = match &mut self.grammar {
+            None => None,
+            Some(grammar) => match grammar.forced().map_err(broken_grammar)? {
+                Some(token) => return Ok(token),
+                None => Some(grammar.mask().map_err(broken_grammar)?),
+            },
+        };
+        let sampled = self.sampler.sample(logits, position, mask, scratch);
+        sampled.map_err(|error| FinishReason::Fault(EngineFault::Internal(error.to_string())))
+    }
+
+    /// How many of `tokens` its grammar lets follow.
+    fn allowed(&mut self, tokens: &[TokenId]) -> usize {
+        match &mut self.grammar {
+            Some(grammar) => grammar.valid_prefix(tokens),
+            None => tokens.len(),
+        }
+    }
+}
+
+fn broken_grammar(fault: GrammarFault) -> FinishReason {
+    FinishReason::Fault(EngineFault::Grammar(fault))
+}
+
+fn unknown_row() -> FinishReason {
+    FinishReason::Fault(EngineFault::Internal("a row without a request".to_owned()))
 }
 
 /// All requests of an engine, and the model they run on.
@@ -98,10 +135,12 @@ impl EngineCore {
         self
     }
 
-    /// Queues a valid request (`mintage_model::validate`); `None` where the queue is full.
+    /// Queues a valid request (`mintage_model::validate`); `None` where the queue is full. `grammar` is the state before
+    /// the first token, where the request has a grammar: making it takes time, so whoever submits has made it.
     pub fn submit(
         &mut self,
         request: GenerateRequest,
+        grammar: Option<Box<dyn GrammarState>>,
         deadline: Option<Duration>,
         now: Duration,
     ) -> Option<SequenceId> {
@@ -118,6 +157,7 @@ impl EngineCore {
         let active = Active {
             deadline,
             sampler: Sampler::new(request.sampling.clone(), &request.prompt),
+            grammar,
             ngrams: NgramDrafter::default(),
             guessed_by: GuessedBy::Ngrams,
             output_tokens: 0,
@@ -145,7 +185,7 @@ impl EngineCore {
     /// Tokens one request may get from one step.
     #[must_use]
     pub fn max_tokens_a_step(&self) -> usize {
-        1 + self.config.max_drafts.min(MAX_DRAFTS)
+        1 + self.config.max_drafts.min(MAX_DRAFTS) + MAX_FORCED
     }
 
     /// Ends a request between steps.
@@ -322,6 +362,7 @@ impl EngineCore {
                 self.learn_from_drafts(id, drafts, accepted);
                 self.scheduler.commit(row, drafts - accepted);
                 self.scheduler.push_token(id, token);
+                self.append_forced(id, now, emit);
                 return;
             }
         }
@@ -335,28 +376,62 @@ impl EngineCore {
         now: Duration,
         emit: Emit<'_>,
     ) -> Result<TokenId, FinishReason> {
-        let internal = |text: String| FinishReason::Fault(EngineFault::Internal(text));
-        let Some(active) = self.active.get_mut(&id) else {
-            return Err(internal("a row without a request".to_owned()));
-        };
+        let Some(active) = self.active.get_mut(&id) else { return Err(unknown_row()) };
         let logits = self.logits.row(logits_row);
-        let prompt_tokens = active.request.prompt.len() as u32;
-        let position = u64::from(prompt_tokens) + u64::from(active.output_tokens);
-        let token = active
-            .sampler
-            .sample(logits, position, &mut self.scratch)
-            .map_err(|error| internal(error.to_string()))?;
-        active.sampler.accept(token);
-        active.output_tokens += 1;
-        active.first_token.get_or_insert(now);
+        let token = active.choose(logits, &mut self.scratch)?;
         let sampled = match active.request.logprobs {
             Some(top) => logprobs(logits, token, top),
             None => SampledToken { id: token, logprob: None, top: Vec::new() },
         };
+        self.take_token(id, sampled, now, emit)
+    }
+
+    /// Appends what must follow by the grammar: it needs no logits, and is computed together with the token before it.
+    /// Whether a token comes from here or from a mask of one token, the answer is the same.
+    fn append_forced(&mut self, id: SequenceId, now: Duration, emit: Emit<'_>) {
+        for _ in 0..MAX_FORCED {
+            let Some(active) = self.active.get_mut(&id) else { return };
+            // Who wants log-probabilities needs each token's logits.
+            let grammar = active.grammar.as_mut().filter(|_| active.request.logprobs.is_none());
+            let Some(grammar) = grammar else { return };
+            let taken = match grammar.forced() {
+                Ok(None) => return,
+                Ok(Some(token)) => {
+                    let sampled = SampledToken { id: token, logprob: None, top: Vec::new() };
+                    self.totals.forced_tokens += 1;
+                    self.take_token(id, sampled, now, emit)
+                }
+                Err(fault) => Err(broken_grammar(fault)),
+            };
+            match taken {
+                Ok(token) => self.scheduler.push_forced(id, token),
+                Err(reason) => return self.end(id, reason, now, emit),
+            }
+        }
+    }
+
+    /// Counts and reports a token; `Err` is the reason why it was the last.
+    fn take_token(
+        &mut self,
+        id: SequenceId,
+        sampled: SampledToken,
+        now: Duration,
+        emit: Emit<'_>,
+    ) -> Result<TokenId, FinishReason> {
+        let Some(active) = self.active.get_mut(&id) else { return Err(unknown_row()) };
+        let token = sampled.id;
+        if let Some(grammar) = &mut active.grammar {
+            grammar.accept(token).map_err(broken_grammar)?;
+        }
+        active.sampler.accept(token);
+        active.output_tokens += 1;
+        active.first_token.get_or_insert(now);
         emit(id, Event::Token(sampled));
-        if active.request.stop_token_ids.contains(&token) {
+        let ends = active.grammar.as_ref().is_some_and(|grammar| grammar.has_ended());
+        if ends || active.request.stop_token_ids.contains(&token) {
             return Err(FinishReason::Stop(token));
         }
+        let prompt_tokens = active.request.prompt.len() as u32;
         if active.output_tokens >= active.request.max_new_tokens
             || prompt_tokens + active.output_tokens >= self.context_length
         {

@@ -3,6 +3,7 @@
 //!
 //! The order of the steps, each on what the one before left, probabilities renormalised:
 //!
+//! 0. the grammar's mask: what it does not allow is gone;
 //! 1. logit bias, added;
 //! 2. repetition penalty (tokens of prompt and output), then frequency and presence penalty (tokens of the output);
 //! 3. temperature: 0 takes the highest logit, the lowest id among equals, and ends here;
@@ -18,7 +19,7 @@
 use std::collections::HashMap;
 
 use mintage_kernels::{argmax, log_sum_exp, max, top_k};
-use mintage_model::{SampledToken, SamplingParams, TokenId, TokenLogprob};
+use mintage_model::{SampledToken, SamplingParams, TokenId, TokenLogprob, TokenMask};
 
 /// Candidates sorted at first.
 const FIRST_CANDIDATES: usize = 64;
@@ -64,7 +65,8 @@ impl Sampler {
         }
     }
 
-    /// Chooses the token at `position` of the sequence. `logits` (vocab) stays as it is; `scratch` is overwritten.
+    /// Chooses the token at `position` of the sequence, among those of `mask` where there is one. `logits` (vocab) stays
+    /// as it is; `scratch` is overwritten.
     ///
     /// # Errors
     /// [`SampleError`] where the logits are broken; the request fails, its neighbours do not.
@@ -72,6 +74,7 @@ impl Sampler {
         &self,
         logits: &[f32],
         position: u64,
+        mask: Option<&TokenMask>,
         scratch: &mut Vec<f32>,
     ) -> Result<TokenId, SampleError> {
         if has_nan(logits) {
@@ -79,11 +82,14 @@ impl Sampler {
         }
         let greedy = self.params.temperature == 0.0;
         let plain = self.params.logit_bias.is_empty() && !self.has_penalties;
-        if greedy && plain {
+        if greedy && plain && mask.is_none() {
             return finite_argmax(logits);
         }
         scratch.clear();
-        scratch.extend_from_slice(logits);
+        match mask {
+            None => scratch.extend_from_slice(logits),
+            Some(mask) => masked(logits, mask, scratch),
+        }
         self.adjust(scratch);
         if greedy {
             return finite_argmax(scratch);
@@ -136,6 +142,24 @@ pub fn logprobs(logits: &[f32], id: TokenId, top: u8) -> SampledToken {
         id,
         logprob: logits.get(id as usize).map(|&x| of(x)),
         top: best.into_iter().map(|(id, x)| TokenLogprob { id, logprob: of(x) }).collect(),
+    }
+}
+
+/// Fills `out`, which is empty, with the logits of the tokens in `mask`; those of all others are negative infinity.
+fn masked(logits: &[f32], mask: &TokenMask, out: &mut Vec<f32>) {
+    const WORD: usize = u32::BITS as usize;
+    let words = mask.words().iter().copied().chain(std::iter::repeat(0));
+    for (logits, bits) in logits.chunks(WORD).zip(words) {
+        match bits {
+            0 => out.resize(out.len() + logits.len(), f32::NEG_INFINITY),
+            u32::MAX => out.extend_from_slice(logits),
+            bits => out.extend(
+                logits
+                    .iter()
+                    .enumerate()
+                    .map(|(bit, &x)| if bits >> bit & 1 == 1 { x } else { f32::NEG_INFINITY }),
+            ),
+        }
     }
 }
 
@@ -250,7 +274,10 @@ impl Candidates {
         });
         match index {
             Some(index) => self.ids.get(index).copied(),
-            None if self.complete => self.ids.last().copied(),
+            // Rounding may leave the point past the end. A token without weight is never drawn: a mask forbids it.
+            None if self.complete => {
+                weights.iter().rposition(|&w| w > 0.0).and_then(|last| self.ids.get(last)).copied()
+            }
             None => None,
         }
     }

@@ -6,7 +6,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mintage_model::{DecoderConfig, Family, RopeConfig, RopeLayout, RopeScaling, TokenId};
+use mintage_model::{
+    DecoderConfig, Family, Grammar, GrammarFault, GrammarState, RopeConfig, RopeLayout,
+    RopeScaling, TokenId, TokenMask,
+};
 
 use crate::forward::{Batch, BatchSequence, Forward, ForwardError, LogitsBuffer};
 
@@ -155,5 +158,93 @@ impl Forward for FakeForward {
     fn copy_page(&mut self, from: u32, to: u32, slots: usize) {
         let (from, to) = (from as usize * self.page_tokens, to as usize * self.page_tokens);
         self.slots.copy_within(from..from + slots, to);
+    }
+}
+
+/// A random grammar: what may follow is a function of the seed and of all that was said. A third of its tokens are
+/// forced; after some tokens it may end with [`END_TOKEN`], or must.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FakeGrammar {
+    pub(crate) seed: u64,
+    /// After this many tokens nothing may follow, not even an end.
+    pub(crate) dead_after: Option<u32>,
+}
+
+pub(crate) const END_TOKEN: TokenId = 94;
+
+impl Grammar for FakeGrammar {
+    fn start(&self) -> Result<Box<dyn GrammarState>, GrammarFault> {
+        let mask = TokenMask::default();
+        Ok(Box::new(FakeGrammarState {
+            grammar: *self,
+            said: mix(7, self.seed),
+            count: 0,
+            ended: false,
+            mask,
+        }))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct FakeGrammarState {
+    grammar: FakeGrammar,
+    said: u64,
+    count: u32,
+    ended: bool,
+    mask: TokenMask,
+}
+
+impl FakeGrammarState {
+    fn allowed(&self) -> Vec<TokenId> {
+        let rolled = mix(self.said, 1) >> 8;
+        if self.grammar.dead_after.is_some_and(|after| self.count >= after) {
+            return Vec::new();
+        }
+        if rolled.is_multiple_of(3) {
+            let end = self.count > 12 && rolled.is_multiple_of(5);
+            return vec![if end { END_TOKEN } else { (rolled % 90) as TokenId }];
+        }
+        let fits = |&token: &TokenId| {
+            let end = token == END_TOKEN;
+            mix(self.said, u64::from(token) + 2) & 0x300 == 0 && (!end || self.count > 8)
+        };
+        let mut allowed: Vec<TokenId> = (0..VOCAB as TokenId).filter(fits).collect();
+        // Never one alone: that would be forced.
+        allowed.extend([(rolled % 40) as TokenId, 40 + (rolled % 40) as TokenId]);
+        allowed
+    }
+}
+
+impl GrammarState for FakeGrammarState {
+    fn forced(&mut self) -> Result<Option<TokenId>, GrammarFault> {
+        let allowed = self.allowed();
+        if allowed.is_empty() {
+            return Err(GrammarFault::DeadEnd);
+        }
+        Ok(allowed.first().copied().filter(|_| allowed.len() == 1))
+    }
+
+    fn mask(&mut self) -> Result<&TokenMask, GrammarFault> {
+        self.mask.set_to(&self.allowed());
+        Ok(&self.mask)
+    }
+
+    fn valid_prefix(&mut self, tokens: &[TokenId]) -> usize {
+        let mut ahead = self.clone();
+        tokens.iter().take_while(|&&token| ahead.accept(token).is_ok()).count()
+    }
+
+    fn accept(&mut self, token: TokenId) -> Result<(), GrammarFault> {
+        if self.ended || !self.allowed().contains(&token) {
+            return Err(GrammarFault::NotAllowed(token));
+        }
+        self.said = mix(self.said, u64::from(token) + 1000);
+        self.count += 1;
+        self.ended = token == END_TOKEN;
+        Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended
     }
 }

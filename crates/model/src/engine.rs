@@ -63,6 +63,8 @@ pub struct EngineLoad {
     pub draft_tokens: u64,
     /// Draft tokens accepted.
     pub accepted_draft_tokens: u64,
+    /// Tokens that a grammar forced, which took no sampling and no step of their own.
+    pub forced_tokens: u64,
     /// Steps computed.
     pub steps: u64,
     /// Time of all steps.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::grammar::{Grammar, GrammarFault};
+
 /// Index into a model's vocabulary.
 pub type TokenId = u32;
 
@@ -37,6 +39,8 @@ pub struct GenerateRequest {
     /// Tokens that end the answer. The ending token is counted and reported in [`FinishReason::Stop`], and is the last
     /// [`Event::Token`].
     pub stop_token_ids: Arc<[TokenId]>,
+    /// What the answer must look like. A token that ends it by the grammar ends it like one of `stop_token_ids`.
+    pub grammar: Option<Arc<dyn Grammar>>,
     /// Report the chosen token's log-probability and this many alternatives with each token.
     pub logprobs: Option<u8>,
     /// Report log-probabilities of the prompt's own tokens, with this many alternatives.
@@ -62,6 +66,7 @@ impl Default for GenerateRequest {
             max_new_tokens: 1,
             sampling: SamplingParams::default(),
             stop_token_ids: Arc::from([]),
+            grammar: None,
             logprobs: None,
             prompt_logprobs: None,
             cache_domain: CacheDomain::default(),
@@ -167,7 +172,7 @@ pub struct Finish {
 /// Why a request ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// One of its `stop_token_ids` was sampled.
+    /// One of its `stop_token_ids` was sampled, or a token that its grammar ends with.
     Stop(TokenId),
     /// `max_new_tokens` were sampled, or the context is full.
     Length,
@@ -179,12 +184,15 @@ pub enum FinishReason {
     Fault(EngineFault),
 }
 
-/// A failure of ours that ended a request.
+/// A failure that ended a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineFault {
     /// The engine stopped while the request ran.
     #[error("the engine shut down before the request finished")]
     ShutDown,
+    /// The answer could not follow its grammar any further; retrying will not help.
+    #[error(transparent)]
+    Grammar(GrammarFault),
     /// An invariant did not hold. The text is for the log, not for the client.
     #[error("internal engine error: {0}")]
     Internal(String),

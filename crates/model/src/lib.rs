@@ -8,6 +8,7 @@
 mod decoder;
 mod engine;
 mod generate;
+mod grammar;
 mod scripted;
 
 mod chat;
@@ -44,6 +45,10 @@ pub use generate::{
 };
 pub use generation::GenerationDefaults;
 pub use gguf::{GgufArray, GgufMetadata, GgufType, GgufValue};
+pub use grammar::{
+    Grammar, GrammarCompiler, GrammarError, GrammarFault, GrammarLimits, GrammarPiece, GrammarSpec,
+    GrammarState, TokenMask,
+};
 pub use model_file::{ModelFile, TensorInfo, TextFile};
 pub use scripted::{Script, ScriptEnd, ScriptedEngine};
 pub use text_model::{ChatError, TextModel, TextModelError};

@@ -15,7 +15,10 @@ use std::time::{Duration, Instant};
 use mintage_ledger::directory::DirectoryStore;
 use mintage_ledger::limits::{Calendar, Policy, RateRule};
 use mintage_ledger::{Amount, Ask, Currency, Ledger, NewKey, Quote, Rating, TokenUsage, UNLIMITED};
-use mintage_model::{EngineInfo, GenerationDefaults, ModelFile, Script, ScriptedEngine, TextModel};
+use mintage_model::{
+    EngineInfo, GenerationDefaults, GrammarCompiler, GrammarLimits, ModelFile, Script,
+    ScriptedEngine, TextModel,
+};
 use mintage_server::{Access, Billing, ServedModel, Server, ServerConfig};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -58,7 +61,7 @@ struct House {
 
 fn house(model: &str, folder: &Path, with_ledger: bool, token_delay: Duration) -> Outcome<House> {
     let file = ModelFile::open(Path::new(model))?;
-    let text = TextModel::from_model_file(&file)?;
+    let text = Arc::new(TextModel::from_model_file(&file)?);
     let vocab_size = u32::try_from(text.tokenizer().vocab_size())?;
     let info = EngineInfo { model: "scripted".to_owned(), context_length: 4096, vocab_size };
     let engine = ScriptedEngine::new(info, 4096, move |request| {
@@ -85,7 +88,8 @@ fn house(model: &str, folder: &Path, with_ledger: bool, token_delay: Duration) -
         name: "scripted".to_owned(),
         aliases: Vec::new(),
         engine: Arc::new(engine),
-        text: Arc::new(text),
+        grammars: GrammarCompiler::new(Arc::clone(&text), GrammarLimits::default()),
+        text,
         created_unix: 0,
         defaults: GenerationDefaults::default(),
     };

@@ -8,14 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mintage_ledger::{DirectoryStore, NewKey};
-use mintage_model::{EngineInfo, GenerationDefaults, ModelFile, Script, ScriptedEngine, TextModel};
+use mintage_model::{
+    EngineInfo, GenerationDefaults, GrammarCompiler, GrammarLimits, ModelFile, Script,
+    ScriptedEngine, TextModel,
+};
 use mintage_server::{Access, ServedModel, Server, ServerConfig};
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("the path of a model file is missing")?;
     let file = ModelFile::open(Path::new(&path))?;
-    let text = TextModel::from_model_file(&file)?;
+    let text = Arc::new(TextModel::from_model_file(&file)?);
     let vocab_size = u32::try_from(text.tokenizer().vocab_size())?;
     let info = EngineInfo { model: "scripted".to_owned(), context_length: 4096, vocab_size };
     let engine = ScriptedEngine::new(info, 64, |request| {
@@ -32,7 +35,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         name: "scripted".to_owned(),
         aliases: Vec::new(),
         engine: Arc::new(engine),
-        text: Arc::new(text),
+        grammars: GrammarCompiler::new(Arc::clone(&text), GrammarLimits::default()),
+        text,
         created_unix: 0,
         defaults: GenerationDefaults::default(),
     };

@@ -9,7 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mintage_ledger::Refusal;
 use mintage_ledger::limits::{LimitKind, LimitRefusal, Standings};
-use mintage_model::{EngineFault, SubmitError};
+use mintage_model::{EngineFault, GrammarFault, SubmitError};
 use serde::Serialize;
 
 use crate::rate_limit;
@@ -235,7 +235,14 @@ impl ApiError {
     pub(crate) fn engine(fault: &EngineFault) -> Self {
         match fault {
             EngineFault::ShutDown => Self::shutting_down(),
-            EngineFault::Internal(_) => Self::internal(fault.to_string()),
+            EngineFault::Grammar(GrammarFault::Internal(_)) | EngineFault::Internal(_) => {
+                Self::internal(fault.to_string())
+            }
+            EngineFault::Grammar(_) => Self::field(
+                "response_format",
+                "grammar_failed",
+                format!("The answer could not follow its grammar to an end: {fault}."),
+            ),
         }
     }
 

@@ -12,7 +12,7 @@ use futures_core::Stream;
 use futures_util::stream::SelectAll;
 use mintage_ledger::limits::Standings;
 use mintage_ledger::{KeptAnswer, Principal, TokenUsage};
-use mintage_model::{GenerateRequest, Priority, SubmitError, TokenId};
+use mintage_model::{GenerateRequest, Grammar, Priority, SubmitError, TokenId};
 use tokio::sync::watch;
 
 use crate::answer::{Choice, ChoiceOptions, Part};
@@ -83,6 +83,8 @@ pub(crate) struct Job {
     pub(crate) max_tokens: Option<u32>,
     /// For refusals.
     pub(crate) max_tokens_field: &'static str,
+    /// What a choice must look like.
+    pub(crate) grammar: Option<Arc<dyn Grammar>>,
     pub(crate) logprobs: Option<u8>,
     pub(crate) prompt_logprobs: Option<u8>,
     pub(crate) options: Options,
@@ -249,6 +251,7 @@ impl Job {
             max_new_tokens: 0,
             sampling: self.options.sampling(&self.model.defaults, random),
             stop_token_ids: Arc::clone(&self.stop_token_ids),
+            grammar: self.grammar.clone(),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
             cache_domain: app.gateway.cache_domain(incoming.caller.project()),

@@ -33,6 +33,7 @@ mod request_id;
 mod respond;
 mod sse;
 mod stop;
+mod structured;
 mod till;
 mod webhooks;
 

@@ -343,7 +343,7 @@ impl Metrics {
 
     fn render_counters(&self, out: &mut String, loads: &[(&ModelMetrics, EngineLoad)]) {
         type Read = fn(&ModelMetrics, &EngineLoad) -> u64;
-        let counters: [(&str, &str, Read); 10] = [
+        let counters: [(&str, &str, Read); 11] = [
             ("vllm:prompt_tokens_total", "Prompt tokens of finished requests.", |m, _| {
                 m.prompt_tokens.load(Ordering::Relaxed)
             }),
@@ -374,6 +374,11 @@ impl Metrics {
             ("vllm:spec_decode_num_accepted_tokens_total", "Draft tokens accepted.", |_, l| {
                 l.accepted_draft_tokens
             }),
+            (
+                "mintage_forced_tokens_total",
+                "Tokens that a grammar forced: no sampling, no step of their own.",
+                |_, l| l.forced_tokens,
+            ),
             (
                 "mintage_engine_integrity_checks_total",
                 "Times the idle engine verified its invariants.",

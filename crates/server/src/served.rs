@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use mintage_model::{Engine, GenerationDefaults, TextModel};
+use mintage_model::{Engine, GenerationDefaults, GrammarCompiler, TextModel};
 
 /// A model ready to answer.
 pub struct ServedModel {
@@ -15,6 +15,8 @@ pub struct ServedModel {
     pub engine: Arc<dyn Engine>,
     /// Text to tokens and back.
     pub text: Arc<TextModel>,
+    /// What answers must look like, compiled for its vocabulary.
+    pub grammars: GrammarCompiler,
     /// When it was loaded or made, in seconds since 1970.
     pub created_unix: u64,
     /// What holds where a request says nothing, and the tokens that end a turn.

@@ -230,6 +230,7 @@ impl Chat {
             max_new_tokens: self.max_tokens.unwrap_or(room).min(room).max(1),
             sampling: self.sampling.clone(),
             stop_token_ids: Arc::clone(self.model.text.end_of_turn_ids()),
+            grammar: None,
             logprobs: None,
             prompt_logprobs: None,
             cache_domain: CacheDomain::default(),

@@ -9,7 +9,7 @@ use clap::Args;
 use mintage_engine::CpuEngine;
 use mintage_hub::{Hub, ModelRef};
 use mintage_ledger::DirectoryStore;
-use mintage_model::Engine;
+use mintage_model::{Engine, GrammarCompiler, GrammarLimits};
 use mintage_server::{Access, Billing, Limits, ServedModel, Server, ServerConfig};
 
 use crate::command::up::ServingArgs;
@@ -182,6 +182,7 @@ fn load_models(settings: &Settings) -> Result<Fleet> {
             name,
             aliases: known.map(|known| known.aliases.clone()).unwrap_or_default(),
             engine: loaded.engine,
+            grammars: GrammarCompiler::new(Arc::clone(&loaded.text), GrammarLimits::default()),
             text: loaded.text,
             created_unix: now_unix(),
             defaults: loaded.defaults,

@@ -88,7 +88,11 @@ impl EngineCore {
         let most = self.most_drafts(id, active);
         let tokens = self.scheduler.tokens(id);
         let Some(active) = self.active.get_mut(&id) else { return Guess::default() };
-        active.ngrams.guess(tokens, most)
+        let mut guess = active.ngrams.guess(tokens, most);
+        let allowed = active.allowed(&guess.tokens);
+        guess.tokens.truncate(allowed);
+        guess.likely.truncate(allowed);
+        guess
     }
 
     fn set_drafts(&mut self, id: SequenceId, guessed_by: GuessedBy, tokens: &[u32]) {
@@ -137,7 +141,8 @@ impl EngineCore {
         };
         self.draft_model = Some(draft_model);
         for (&id, guess) in ids.iter().zip(&guesses) {
-            self.set_drafts(id, GuessedBy::DraftModel, &guess.tokens);
+            let allowed = self.active.get_mut(&id).map_or(0, |a| a.allowed(&guess.tokens));
+            self.set_drafts(id, GuessedBy::DraftModel, &guess.tokens[..allowed]);
         }
     }
 

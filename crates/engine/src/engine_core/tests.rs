@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::testing::{FakeForward, NAN_TOKEN, VOCAB};
-use mintage_model::{CacheDomain, Priority, SamplingParams};
+use crate::testing::{END_TOKEN, FakeForward, FakeGrammar, NAN_TOKEN, VOCAB};
+use mintage_model::{CacheDomain, Grammar, Priority, SamplingParams};
 use proptest::prelude::*;
 
 /// A core with a virtual clock, and everything it said.
@@ -49,7 +49,8 @@ impl Bench {
     }
 
     fn submit(&mut self, request: GenerateRequest) -> SequenceId {
-        self.core.submit(request, None, self.now()).unwrap()
+        let grammar = request.grammar.as_ref().map(|grammar| grammar.start().unwrap());
+        self.core.submit(request, grammar, None, self.now()).unwrap()
     }
 
     fn step(&mut self) -> StepOutcome {
@@ -421,6 +422,10 @@ fn random_request(dice: &mut Dice, context: u32) -> GenerateRequest {
         } else {
             [].into()
         },
+        grammar: dice.once_in(2).then(|| {
+            let grammar = FakeGrammar { seed: dice.below(4), dead_after: None };
+            Arc::new(grammar) as Arc<dyn Grammar>
+        }),
         logprobs: dice.once_in(5).then_some(2),
         prompt_logprobs: dice.once_in(8).then_some(1),
         cache_domain: CacheDomain([dice.below(2) as u8; 16]),
@@ -459,7 +464,8 @@ fn simulate(seed: u64) -> EngineLoad {
             let request = random_request(&mut dice, context);
             let deadline =
                 dice.once_in(10).then(|| bench.now() + Duration::from_millis(dice.below(3000)));
-            let id = bench.core.submit(request.clone(), deadline, bench.now()).unwrap();
+            let grammar = request.grammar.as_ref().map(|grammar| grammar.start().unwrap());
+            let id = bench.core.submit(request.clone(), grammar, deadline, bench.now()).unwrap();
             requests.insert(id, request);
         }
         let ids: Vec<_> = bench.core.ids().collect();
@@ -517,6 +523,72 @@ fn the_simulator_takes_pages_away_and_guesses() {
     let right = sum(|load| load.accepted_draft_tokens);
     assert!(preemptions > 100, "{preemptions} preemptions");
     assert!(right > 100 && guesses > right, "{right} of {guesses} guesses were right");
+}
+
+fn with_grammar(seed: u64, dead_after: Option<u32>, most: u32) -> GenerateRequest {
+    let grammar: Arc<dyn Grammar> = Arc::new(FakeGrammar { seed, dead_after });
+    let sampling = SamplingParams { seed, ..SamplingParams::default() };
+    GenerateRequest { grammar: Some(grammar), sampling, ..request(&prompt(3, 20), most) }
+}
+
+fn ids(events: &[Event]) -> Vec<TokenId> {
+    let id = |event: &Event| match event {
+        Event::Token(token) => Some(token.id),
+        _ => None,
+    };
+    events.iter().filter_map(id).collect()
+}
+
+#[test]
+fn answers_follow_their_grammar_to_its_end() {
+    let mut ended = 0;
+    for seed in 0..40 {
+        let mut bench = Bench::new(config(400));
+        let wanted = with_grammar(seed, None, 60);
+        let mut state = wanted.grammar.as_ref().unwrap().start().unwrap();
+        let id = bench.submit(wanted);
+        bench.run();
+        let tokens = ids(&bench.events[&id]);
+        assert!(tokens.iter().all(|&token| state.accept(token).is_ok()), "seed {seed}: {tokens:?}");
+        match bench.finish(id).reason {
+            FinishReason::Stop(END_TOKEN) => ended += 1,
+            ref reason => assert_eq!((reason, tokens.len()), (&FinishReason::Length, 60)),
+        }
+        assert_eq!(tokens.contains(&END_TOKEN), tokens.last() == Some(&END_TOKEN));
+    }
+    assert!(ended > 10, "{ended} of 40 ended");
+}
+
+#[test]
+fn forcing_saves_steps_and_changes_nothing() {
+    for (seed, max_drafts) in (0..20).flat_map(|seed| [(seed, 0), (seed, 8)]) {
+        let run = |logprobs| {
+            let mut bench = Bench::new(SchedulerConfig { max_drafts, ..config(400) });
+            // Log-probabilities need each token's logits, so nothing is forced.
+            let id = bench.submit(GenerateRequest { logprobs, ..with_grammar(seed, None, 40) });
+            bench.run();
+            (ids(&bench.events[&id]), bench.finish(id).reason.clone(), bench.core.load())
+        };
+        let (sampled, reason, without) = run(Some(0));
+        let (forced, same_reason, with) = run(None);
+        assert_eq!((&forced, same_reason), (&sampled, reason), "seed {seed}");
+        assert_eq!(without.forced_tokens, 0);
+        assert!(with.forced_tokens > 0 || forced.len() < 8, "seed {seed}");
+        if max_drafts == 0 {
+            assert_eq!(with.steps + with.forced_tokens, without.steps, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_dead_end_ends_one_request_only() {
+    let mut bench = Bench::new(config(100));
+    let good = with_grammar(1, None, 20);
+    let (a, b) = (bench.submit(good.clone()), bench.submit(with_grammar(2, Some(5), 20)));
+    bench.run();
+    assert_eq!(said(&bench.events[&a]), said(&alone(&good)));
+    let fault = FinishReason::Fault(EngineFault::Grammar(GrammarFault::DeadEnd));
+    assert_eq!((&bench.finish(b).reason, bench.finish(b).usage.output_tokens), (&fault, 5));
 }
 
 #[test]

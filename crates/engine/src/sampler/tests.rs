@@ -128,14 +128,20 @@ proptest! {
         prompt in prop::collection::vec(0u32..150, 0..20),
         output in prop::collection::vec(0u32..150, 0..20),
         first in 1usize..80,
+        allowed in prop::option::of(prop::collection::vec(0u32..150, 1..150)),
     ) {
+        let mask = allowed.map(|tokens| TokenMask::of(&tokens));
+        let allows = |id: usize| mask.as_ref().is_none_or(|mask| mask.allows(id as u32));
+        let masked: Vec<f32> = logits.iter().enumerate()
+            .map(|(id, &x)| if allows(id) { x } else { f32::NEG_INFINITY }).collect();
         let mut sampler = Sampler::new(params.clone(), &prompt);
         output.iter().for_each(|&id| sampler.accept(id));
-        let kept = reference(&logits, &params, &prompt, &output);
+        let kept = reference(&masked, &params, &prompt, &output);
         let point = uniform(params.seed, 7);
-        let chosen = sampler.sample(&logits, 7, &mut Vec::new()).unwrap();
+        let chosen = sampler.sample(&logits, 7, mask.as_ref(), &mut Vec::new()).unwrap();
+        prop_assert!(allows(chosen as usize));
         // However few candidates are sorted at first, the answer is the same.
-        let mut z = logits.clone();
+        let mut z = masked.clone();
         sampler.adjust(&mut z);
         let highest = max(&z);
         z.iter_mut().for_each(|x| *x = (*x - highest) / params.temperature);
@@ -158,7 +164,7 @@ fn frequencies_are_the_probabilities() {
     let sampler = Sampler::new(params, &[]);
     let mut counts = [0u32; 4];
     for position in 0..40_000 {
-        counts[sampler.sample(&logits, position, &mut Vec::new()).unwrap() as usize] += 1;
+        counts[sampler.sample(&logits, position, None, &mut Vec::new()).unwrap() as usize] += 1;
     }
     let total = log_sum_exp(&logits);
     for (id, &count) in counts.iter().enumerate() {
@@ -171,7 +177,7 @@ fn frequencies_are_the_probabilities() {
 fn greedy_takes_the_lowest_id_among_equals() {
     let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let sample = |params: &SamplingParams, logits: &[f32]| {
-        Sampler::new(params.clone(), &[]).sample(logits, 0, &mut Vec::new())
+        Sampler::new(params.clone(), &[]).sample(logits, 0, None, &mut Vec::new())
     };
     assert_eq!(sample(&params, &[0.0, 3.0, 3.0]), Ok(1));
     let biased = SamplingParams { logit_bias: vec![(0, 4.0)], ..params.clone() };
@@ -190,7 +196,8 @@ fn banned_tokens_are_never_drawn() {
     logits[400] = 1.0;
     for position in 0..200 {
         let params = SamplingParams { seed: position, ..SamplingParams::default() };
-        let id = Sampler::new(params, &[]).sample(&logits, position, &mut Vec::new()).unwrap();
+        let id =
+            Sampler::new(params, &[]).sample(&logits, position, None, &mut Vec::new()).unwrap();
         assert!(id == 3 || id == 400, "{id}");
     }
 }

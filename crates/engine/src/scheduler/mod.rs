@@ -231,7 +231,7 @@ impl Scheduler {
             let Some(sequence) = self.sequences.get_mut(&id) else { continue };
             sequence.last_turn = self.turn;
             let (start, count) = (sequence.num_computed, sequence.remaining());
-            let logits_for = LogitsFor::Tail(count);
+            let logits_for = LogitsFor::Tail(sequence.num_drafts + 1);
             self.shares.charge(sequence.tenant, OUTPUT_TOKEN_WEIGHT);
             draft.plan.shape = draft.plan.shape.with(start, count, false);
             draft.plan.rows.push(PlannedRow { id, start, count, logits_for });
@@ -369,6 +369,7 @@ impl Scheduler {
         let rejected = rejected.min(sequence.num_drafts);
         sequence.tokens.truncate(sequence.tokens.len() - rejected);
         sequence.num_drafts = 0;
+        sequence.num_forced = 0;
         sequence.num_computed = row.start + row.count - rejected;
         sequence.high_water = sequence.high_water.max(sequence.num_computed);
         let Sequence { domain, tokens, num_computed, table, .. } = sequence;
@@ -381,6 +382,14 @@ impl Scheduler {
             sequence.tokens.push(token);
             // Its prompt's logits have been read; from here on it may use the cache, should it be preempted.
             sequence.prompt_logits = false;
+        }
+    }
+
+    /// Appends a token that had to follow the one appended before: both are computed in one step.
+    pub fn push_forced(&mut self, id: SequenceId, token: TokenId) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.tokens.push(token);
+            sequence.num_forced += 1;
         }
     }
 

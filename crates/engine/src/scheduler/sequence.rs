@@ -42,6 +42,8 @@ pub(crate) struct Sequence {
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) prompt_len: usize,
     pub(crate) num_drafts: usize,
+    /// Tokens that were appended behind the last sampled one since the last step, without a step of their own.
+    pub(crate) num_forced: usize,
     /// Tokens whose keys and values are in the pages.
     pub(crate) num_computed: usize,
     /// The most `num_computed` has been: a sequence that was preempted computes up to here for the second time.
@@ -68,6 +70,7 @@ impl Sequence {
             prompt_len: new.prompt.len(),
             tokens: new.prompt,
             num_drafts: 0,
+            num_forced: 0,
             num_computed: 0,
             high_water: 0,
             num_cached: 0,
@@ -84,10 +87,12 @@ impl Sequence {
         self.tokens.len() - self.num_computed
     }
 
-    /// Whether only the token sampled last (and drafts after it) is to be computed.
+    /// Whether only the token sampled last (with what was forced behind it, and drafts) is to be computed.
     pub(crate) fn is_decoding(&self) -> bool {
         let confirmed = self.tokens.len() - self.num_drafts;
-        self.running && confirmed > self.prompt_len && self.num_computed + 1 == confirmed
+        self.running
+            && confirmed > self.prompt_len + self.num_forced
+            && self.num_computed + 1 + self.num_forced == confirmed
     }
 
     /// The tokens whose pages may come from the cache: at least the last one is always computed, for its logits.

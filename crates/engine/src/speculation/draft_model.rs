@@ -368,7 +368,9 @@ impl DraftModel {
         }
         let logits = self.logits.row(row);
         let position = computed as u64;
-        let Ok(token) = request.sampler.sample(logits, position, &mut self.scratch) else { return };
+        let Ok(token) = request.sampler.sample(logits, position, None, &mut self.scratch) else {
+            return;
+        };
         let sureness =
             f64::from((logits[token as usize] - log_sum_exp(logits)).exp()).clamp(0.0, 1.0);
         let before = guess.likely.last().copied().unwrap_or(1.0);

@@ -4,5 +4,6 @@
 mod dequantised_files;
 mod forward_goldens;
 mod forward_invariance;
+mod grammars;
 mod quantised_quality;
 mod serving;

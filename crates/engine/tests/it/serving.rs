@@ -16,7 +16,7 @@ use mintage_model::{
     Priority, SamplingParams, TokenId,
 };
 
-const SMALL: &str = "smollm2-135m-instruct-q4_1.gguf";
+pub(crate) const SMALL: &str = "smollm2-135m-instruct-q4_1.gguf";
 const QWEN: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
 
 fn decoder(file: &str, pages: usize, threads: usize) -> Option<Decoder> {
@@ -52,7 +52,7 @@ fn engine_with(
     Some(CpuEngine::start_with_draft(name, forward, draft_forward, config).unwrap())
 }
 
-fn engine(
+pub(crate) fn engine(
     file: &str,
     pages: usize,
     threads: usize,
@@ -102,7 +102,7 @@ fn next(stream: &mut EventStream) -> Option<Event> {
 }
 
 /// Everything a request says but how much came from the cache; and how it ended.
-fn read(mut stream: EventStream) -> (Vec<Event>, Finish) {
+pub(crate) fn read(mut stream: EventStream) -> (Vec<Event>, Finish) {
     let mut events = Vec::new();
     while let Some(event) = next(&mut stream) {
         match event {
@@ -116,7 +116,7 @@ fn read(mut stream: EventStream) -> (Vec<Event>, Finish) {
     panic!("the stream ended without `Finished`")
 }
 
-fn assert_nothing_left(engine: &CpuEngine) {
+pub(crate) fn assert_nothing_left(engine: &CpuEngine) {
     for _ in 0..5000 {
         let load = engine.load();
         if load.running + load.waiting == 0 {

@@ -15,6 +15,7 @@ pub(crate) use request::{ChatRequest, Format, Message, Role, Tool, ToolCall, Too
 use crate::app::App;
 use crate::error::ApiError;
 use crate::job::{Job, find_model, response_id};
+use crate::structured;
 
 /// What a dialect's route is called.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,7 @@ pub(crate) struct Route {
 pub(crate) fn prepare(app: &App, request: ChatRequest, route: Route) -> Result<Job, ApiError> {
     let model = find_model(&app.models, &request.model)?;
     refuse_unsupported(&request)?;
+    let grammar = structured::compile(&model, &request.format, &request.format_field)?;
     let prompt = prompt::chat(&model, &request)?;
     Ok(Job {
         id: response_id(route.id_prefix),
@@ -37,6 +39,7 @@ pub(crate) fn prepare(app: &App, request: ChatRequest, route: Route) -> Result<J
         prompts: vec![Arc::clone(&prompt)],
         max_tokens: request.max_tokens,
         max_tokens_field: request.max_tokens_field,
+        grammar,
         logprobs: request.logprobs,
         prompt_logprobs: request.prompt_logprobs,
         options: request.options,
@@ -50,9 +53,6 @@ fn refuse_unsupported(request: &ChatRequest) -> Result<(), ApiError> {
     let refuse = |field: &str, what: &str| {
         Err(ApiError::field(field, "unsupported_parameter", format!("`{field}`: {what}.")))
     };
-    if request.format != Format::Text {
-        return refuse("response_format", "only `{\"type\":\"text\"}` is supported so far");
-    }
     if matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Named(_)) {
         return refuse("tool_choice", "only `auto` and `none` are supported");
     }

@@ -21,6 +21,8 @@ pub(crate) struct ChatRequest {
     pub(crate) parallel_tool_calls: bool,
     /// What the answer must look like.
     pub(crate) format: Format,
+    /// The name under which that was given, for refusals.
+    pub(crate) format_field: String,
     pub(crate) reasoning: Reasoning,
     /// The last message is the assistant's and is to be continued, not answered.
     pub(crate) continues_last: bool,
@@ -47,6 +49,7 @@ impl ChatRequest {
             tool_choice: ToolChoice::Auto,
             parallel_tool_calls: true,
             format: Format::Text,
+            format_field: "response_format".to_owned(),
             reasoning: Reasoning::default(),
             continues_last: false,
             max_tokens: None,
@@ -177,7 +180,6 @@ pub(crate) enum ToolChoice {
 
 /// What an answer must look like.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(dead_code, reason = "the forms that are refused so far")]
 pub(crate) enum Format {
     /// Anything.
     #[default]

@@ -8,6 +8,7 @@ use crate::error::ApiError;
 use crate::fields::{Fields, Null, kind, unsupported, wrong_type};
 use crate::openai::messages::{take_messages, take_tools};
 use crate::openai::options::{Shape, take_options};
+use crate::structured::Structured;
 
 /// OpenAI's own limit.
 const MAX_TOP_LOGPROBS: i64 = 20;
@@ -29,6 +30,9 @@ pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<(ChatRequest, Shape)
     let (options, shape) = take_options(&mut fields, limits)?;
     request.options = options;
     request.stream = shape.stream;
+    if let Some(structured) = Structured::take(&mut fields)? {
+        (request.format, request.format_field) = (structured.format, structured.field);
+    }
     refuse_unsupported(&mut fields)?;
     fields.finish()?;
     Ok((request, shape))
@@ -68,17 +72,6 @@ fn take_thinking(fields: &mut Fields) -> Result<Option<bool>, ApiError> {
 
 /// What OpenAI's API can and we cannot yet: refused by name unless it asks for what we do anyway.
 fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    if let Some(value) = fields.take("response_format", Null::Refused) {
-        let mut format = Fields::object(value, "response_format")?;
-        let kind = format.string("type", Null::Refused)?;
-        if kind.as_deref() != Some("text") {
-            return Err(unsupported(
-                "response_format",
-                "only `{\"type\":\"text\"}` is supported so far",
-            ));
-        }
-        format.finish()?;
-    }
     if let Some(value) = fields.take("modalities", Null::Absent)
         && value != serde_json::json!(["text"])
     {

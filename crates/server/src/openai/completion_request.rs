@@ -10,6 +10,7 @@ use crate::fields::{Fields, Null, unsupported, wrong_type};
 use crate::openai::chat_request::take_model;
 use crate::openai::options::{Shape, take_options, token_id};
 use crate::options::Options;
+use crate::structured::Structured;
 
 /// OpenAI's own default.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -26,6 +27,7 @@ pub(super) struct CompletionRequest {
     /// 0 is allowed: then only the prompt is computed.
     pub(super) max_tokens: u32,
     pub(super) logprobs: Option<u8>,
+    pub(super) structured: Option<Structured>,
     pub(super) options: Options,
     pub(super) shape: Shape,
 }
@@ -52,6 +54,7 @@ impl CompletionRequest {
             prompts,
             echo: fields.bool("echo", Null::Absent)?.unwrap_or(false),
             max_tokens: fields.count("max_tokens", 0)?.unwrap_or(DEFAULT_MAX_TOKENS),
+            structured: Structured::take(&mut fields)?,
             logprobs: logprobs.and_then(|n| u8::try_from(n).ok()),
             options,
             shape,

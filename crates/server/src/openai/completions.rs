@@ -22,6 +22,7 @@ use crate::openai::wire::{
 use crate::respond::{Answer, Frames, Writer, json_bytes, respond};
 use crate::served::ServedModel;
 use crate::sse;
+use crate::structured;
 use crate::till::Settled;
 
 /// Continues prompts.
@@ -39,6 +40,10 @@ pub(crate) async fn completions(
 fn prepare(app: &App, body: &[u8]) -> Result<(Job, TextWriter), ApiError> {
     let request = CompletionRequest::parse(body, &app.limits)?;
     let model = find_model(&app.models, &request.model)?;
+    let grammar = match &request.structured {
+        Some(found) => structured::compile(&model, &found.format, &found.field)?,
+        None => None,
+    };
     let vocab_size = model.engine.info().vocab_size;
     let prompts = request.prompts.iter().enumerate();
     let prompts = prompts.map(|(i, p)| tokenise_text(&model, i, p, request.echo, vocab_size));
@@ -50,6 +55,7 @@ fn prepare(app: &App, body: &[u8]) -> Result<(Job, TextWriter), ApiError> {
         prompts: prompts.iter().map(|p| Arc::clone(&p.tokens)).collect(),
         max_tokens: Some(request.max_tokens),
         max_tokens_field: "max_tokens",
+        grammar,
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo),
         options: request.options,

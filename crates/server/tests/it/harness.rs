@@ -11,8 +11,8 @@ use mintage_ledger::{
     UsageFilter, UsageRecord,
 };
 use mintage_model::{
-    Engine, EngineInfo, GenerateRequest, GenerationDefaults, GgufVocabulary, Script,
-    ScriptedEngine, SubmitError, TextModel, Tokenizer,
+    Engine, EngineInfo, GenerateRequest, GenerationDefaults, GgufVocabulary, GrammarCompiler,
+    GrammarLimits, Script, ScriptedEngine, SubmitError, TextModel, Tokenizer,
 };
 use mintage_server::{Access, Billing, ServedModel, Server, ServerConfig};
 use serde_json::Value;
@@ -73,11 +73,13 @@ pub(crate) async fn start_with(
     let key = keys.create_key(NewKey::of_project("test", &project.id), 0).unwrap();
     let info = EngineInfo { model: MODEL.to_owned(), context_length: CONTEXT, vocab_size: VOCAB };
     let engine = Arc::new(ScriptedEngine::new(info, 64, respond));
+    let text = Arc::new(text_model());
     let model = ServedModel {
         name: MODEL.to_owned(),
         aliases: vec!["org/alias".to_owned()],
         engine: Arc::clone(&engine) as Arc<dyn Engine>,
-        text: Arc::new(text_model()),
+        grammars: GrammarCompiler::new(Arc::clone(&text), GrammarLimits::default()),
+        text,
         created_unix: 1_700_000_000,
         defaults: GenerationDefaults { eos: vec![END], ..GenerationDefaults::default() },
     };

@@ -19,4 +19,5 @@ mod limits;
 mod numbers;
 mod openapi;
 mod sockets;
+mod structured;
 mod webhooks;

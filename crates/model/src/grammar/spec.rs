@@ -1,0 +1,113 @@
+//! A grammar as it is asked for, before it is compiled: data.
+
+use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
+
+/// A piece of a composed answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GrammarPiece {
+    /// Exactly this text; the text of a control or added token, such as `<tool_call>`, is that token.
+    Text(String),
+    /// A JSON value that this schema accepts.
+    Schema(Json),
+    /// Any text, also none, without control or added tokens.
+    AnyText,
+}
+
+/// What an answer must look like.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GrammarSpec {
+    /// `before`, then `options`, one after the other with `between` between two of them, then `after`: calls of tools, in
+    /// the form of a model's own template.
+    Composed {
+        /// Comes first.
+        before: Vec<GrammarPiece>,
+        /// Sequences of pieces, of which each place takes one.
+        options: Vec<Vec<GrammarPiece>>,
+        /// Between two options.
+        between: String,
+        /// There may be none of them.
+        optional: bool,
+        /// How many of them there may be, at least 1; `None`: any number.
+        most: Option<u32>,
+        /// Comes last.
+        after: Vec<GrammarPiece>,
+    },
+    /// A JSON value that this schema accepts.
+    JsonSchema(Json),
+    /// Any JSON object.
+    JsonObject,
+    /// A text that matches this regular expression (Rust's syntax) as a whole.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// llguidance's dialect of Lark.
+    Lark(String),
+    /// GBNF, the grammars of llama.cpp.
+    Gbnf(String),
+}
+
+impl GrammarPiece {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Schema(schema) => schema.to_string().len(),
+            Self::AnyText => 1,
+        }
+    }
+}
+
+impl GrammarSpec {
+    /// A grammar given as text, in whichever of the two notations it is: GBNF writes its rules with `::=`.
+    #[must_use]
+    pub fn from_grammar_text(text: String) -> Self {
+        if text.contains("::=") { Self::Gbnf(text) } else { Self::Lark(text) }
+    }
+
+    /// What it is called in errors.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Composed { .. } => "grammar of tool calls",
+            Self::JsonSchema(_) => "JSON schema",
+            Self::JsonObject => "JSON object",
+            Self::Regex(_) => "regular expression",
+            Self::Choice(_) => "choice",
+            Self::Lark(_) => "Lark grammar",
+            Self::Gbnf(_) => "GBNF grammar",
+        }
+    }
+
+    /// Equal for equal grammars only. The order of a schema's properties is part of it: answers follow that order.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        let mut part = |text: &str| {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text.as_bytes());
+        };
+        part(self.kind());
+        match self {
+            Self::JsonSchema(schema) => part(&schema.to_string()),
+            Self::JsonObject => {}
+            Self::Regex(text) | Self::Lark(text) | Self::Gbnf(text) => part(text),
+            Self::Choice(texts) => texts.iter().for_each(|text| part(text)),
+            // Everything in it has a derived, unambiguous notation.
+            Self::Composed { .. } => part(&format!("{self:?}")),
+        }
+        hash.finalize().into()
+    }
+
+    /// Bytes of all its texts, roughly: what is bounded before anything is done with it.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::JsonSchema(schema) => schema.to_string().len(),
+            Self::JsonObject => 0,
+            Self::Regex(text) | Self::Lark(text) | Self::Gbnf(text) => text.len(),
+            Self::Choice(texts) => texts.iter().map(String::len).sum(),
+            Self::Composed { before, options, after, between, .. } => {
+                let pieces = options.iter().flatten().chain(before).chain(after);
+                between.len() + pieces.map(GrammarPiece::bytes).sum::<usize>()
+            }
+        }
+    }
+}
