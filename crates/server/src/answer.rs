@@ -40,14 +40,14 @@ pub(crate) enum EndReason {
     /// Its limit, or the context's.
     Length,
     /// It called tools, and waits for what they say.
-    #[expect(dead_code, reason = "what parsers of tools will say")]
+    #[cfg_attr(not(test), expect(dead_code, reason = "what parsers of tools will say"))]
     ToolCalls,
 }
 
 /// What a choice has to say. `Prompt` comes first, `End` last; calls are numbered from 0 in each choice and do not
 /// overlap.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(dead_code, reason = "what parsers of tools and thinking will say")]
+#[cfg_attr(not(test), expect(dead_code, reason = "what parsers of tools and thinking will say"))]
 pub(crate) enum Part {
     /// The prompt is computed.
     Prompt { logprobs: Option<Vec<SampledToken>> },

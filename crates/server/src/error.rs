@@ -343,7 +343,6 @@ impl IntoResponse for ApiError {
 /// Writes the error that a response tells of as a dialect does: its status and its body (JSON). Other responses, and the
 /// headers, stay as they are. Dialects put it outermost on their routes, so that refusals of the layers inside
 /// (authentication, idempotency) speak their language too.
-#[expect(dead_code, reason = "for dialects other than OpenAI's")]
 pub(crate) fn rewritten(
     mut response: Response,
     write: impl FnOnce(&ApiError) -> (StatusCode, String),

@@ -10,6 +10,9 @@ use crate::error::{ApiError, Fault};
 
 /// How much of a refused value is repeated to the client.
 const SHOWN_CHARS: usize = 60;
+/// Texts that end an answer: OpenAI allows 4; more do no harm.
+const MAX_STOPS: usize = 16;
+const MAX_STOP_BYTES: usize = 512;
 
 /// The fields of one object that were not taken yet.
 pub(crate) struct Fields {
@@ -112,12 +115,48 @@ impl Fields {
         number(&self.name(field), &value, range).map(Some)
     }
 
+    /// Texts that end an answer: one string or an array of them, each not empty.
+    pub(crate) fn stop_texts(&mut self, field: &str) -> Result<Vec<String>, ApiError> {
+        let name = self.name(field);
+        let values = match self.take(field, Null::Absent) {
+            None => return Ok(Vec::new()),
+            Some(text @ Value::String(_)) => vec![text],
+            Some(Value::Array(values)) => values,
+            Some(other) => {
+                return Err(wrong_type(&name, "a string or an array of strings", &other));
+            }
+        };
+        if values.len() > MAX_STOPS {
+            let message =
+                format!("`{name}` holds at most {MAX_STOPS} strings, not {}.", values.len());
+            return Err(ApiError::field(name, "invalid_value", message));
+        }
+        let text = |(i, value)| stop_text(&format!("{name}[{i}]"), value);
+        values.into_iter().enumerate().map(text).collect()
+    }
+
+    /// An object whose fields are of no interest here.
+    pub(crate) fn ignored_object(&mut self, field: &str) -> Result<(), ApiError> {
+        let Some(value) = self.take(field, Null::Absent) else { return Ok(()) };
+        Self::object(value, &self.name(field)).map(Self::ignore_rest)
+    }
+
     /// Everything that means something was taken: what is left is unknown.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
         let Some(field) = self.map.keys().next() else { return Ok(()) };
         let name = shortened(&self.name(field));
         let message = format!("Unknown parameter: `{name}`.");
         Err(ApiError::field(name, "unknown_parameter", message))
+    }
+
+    /// Whether every field was taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// Gives a field back, for who takes it next.
+    pub(crate) fn put_back(&mut self, field: &str, value: Value) {
+        self.map.insert(field.to_owned(), value);
     }
 
     /// What is left is of no interest.
@@ -136,6 +175,24 @@ impl Fields {
             None => Err(wrong_type(&self.name(field), expected, &value)),
         }
     }
+}
+
+/// A text that ends an answer.
+pub(crate) fn stop_text(name: &str, value: Value) -> Result<String, ApiError> {
+    match value {
+        Value::String(text) if (1..=MAX_STOP_BYTES).contains(&text.len()) => Ok(text),
+        Value::String(text) => {
+            let message =
+                format!("`{name}` must have 1 to {MAX_STOP_BYTES} bytes, not {}.", text.len());
+            Err(ApiError::field(name, "invalid_value", message))
+        }
+        other => Err(wrong_type(name, "a string", &other)),
+    }
+}
+
+/// A required field that is not there.
+pub(crate) fn missing(name: &str) -> ApiError {
+    ApiError::field(name, "missing_required_parameter", format!("`{name}` is missing."))
 }
 
 pub(crate) fn integer(
@@ -208,4 +265,61 @@ pub(crate) fn shortened(text: &str) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
+}
+
+/// Requests gone wrong: each part of a good one replaced by each of some odd values.
+#[cfg(test)]
+pub(crate) fn mutations(good: &Value) -> Vec<Value> {
+    let odd = serde_json::json!([
+        null, true, -1, 1e300, 18_446_744_073_709_551_615_u64, "", "\u{1f600}", [], {}, [[]], [null],
+        {"type": "text"}, {"type": "function"}, {"function": {}}, {"role": "assistant"},
+    ]);
+    let odd: Vec<Value> = odd.as_array().cloned().unwrap_or_default();
+    let mut all = odd.clone();
+    let children: Vec<(String, Value)> = match good {
+        Value::Array(items) => {
+            (0..).zip(items).map(|(i, item): (u32, _)| (i.to_string(), item.clone())).collect()
+        }
+        Value::Object(map) => map.iter().map(|(key, item)| (key.clone(), item.clone())).collect(),
+        _ => Vec::new(),
+    };
+    for (key, child) in children {
+        let pointer = format!("/{}", key.replace('~', "~0").replace('/', "~1"));
+        for changed in mutations(&child) {
+            let mut whole = good.clone();
+            if let Some(place) = whole.pointer_mut(&pointer) {
+                *place = changed;
+            }
+            all.push(whole);
+        }
+        let mut without = good.clone();
+        if let Some(map) = without.as_object_mut() {
+            map.shift_remove(&key);
+        }
+        all.push(without);
+    }
+    all
+}
+
+/// Parses every mutation of a good request, which parses itself: none panics, some still parse, and each refusal is short
+/// enough to be sent.
+#[cfg(test)]
+pub(crate) fn check_mutations<T>(good: &Value, parse: impl Fn(&[u8]) -> Result<T, ApiError>) {
+    let parse = |value: &Value| parse(value.to_string().as_bytes());
+    assert!(parse(good).is_ok(), "{:?}", parse(good).err());
+    let mutations = mutations(good);
+    let mut parsed = 0;
+    for mutation in &mutations {
+        match parse(mutation) {
+            Ok(_) => parsed += 1,
+            Err(error) => assert!(
+                !error.message.is_empty()
+                    && error.message.len() < 400
+                    && error.param.is_none_or(|p| p.len() < 200),
+                "{mutation}: {}",
+                error.message
+            ),
+        }
+    }
+    assert!(parsed > 0 && parsed < mutations.len(), "{parsed} of {} parse", mutations.len());
 }

@@ -6,6 +6,7 @@
 //! is kept for repetitions is byte for byte what was sent.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -68,12 +69,17 @@ pub(crate) struct Answer {
     /// Of the tokens of `reasoning`, where asked for.
     pub(crate) reasoning_entries: Vec<TokenEntry>,
     pub(crate) end: EndReason,
+    /// When its prompt was computed.
+    pub(crate) prefilled: Option<Instant>,
 }
 
 impl Answer {
     fn add(&mut self, part: Part) {
         match part {
-            Part::Prompt { logprobs } => self.prompt_logprobs = logprobs,
+            Part::Prompt { logprobs } => {
+                self.prompt_logprobs = logprobs;
+                self.prefilled = Some(Instant::now());
+            }
             Part::Reasoning { text, entries } => {
                 self.reasoning.push_str(&text);
                 self.reasoning_entries.extend(entries);
@@ -109,6 +115,12 @@ impl Frames {
     pub(crate) fn data(&mut self, value: &impl Serialize) -> Result<(), ApiError> {
         self.raw(sse::frame(&json_text(value)?));
         Ok(())
+    }
+
+    /// All of them, as they would be sent.
+    #[cfg(test)]
+    pub(crate) fn sent(&self) -> String {
+        self.0.iter().map(|frame| String::from_utf8_lossy(frame)).collect()
     }
 
     /// A frame as it stands.
@@ -164,8 +176,13 @@ async fn whole(
         Ok(keeping.and_then(|keeping| keeping.answer(Form::Json, &bytes)))
     })?;
     settling.await?;
+    Ok(json_response(bytes))
+}
+
+/// A response of JSON that is written already.
+pub(crate) fn json_response(bytes: Vec<u8>) -> Response {
     let json = HeaderValue::from_static("application/json");
-    Ok(([(header::CONTENT_TYPE, json)], bytes).into_response())
+    ([(header::CONTENT_TYPE, json)], bytes).into_response()
 }
 
 async fn read(job: &Job, choices: &mut Choices) -> Result<Vec<Answer>, ApiError> {

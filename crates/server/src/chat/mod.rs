@@ -9,12 +9,17 @@ mod request;
 
 use std::sync::Arc;
 
+use mintage_model::TokenId;
+
 pub(crate) use prompt::{Prompt, TokenisedPrompt, text as tokenise_text};
-pub(crate) use request::{ChatRequest, Format, Message, Role, Tool, ToolCall, ToolChoice};
+pub(crate) use request::{
+    ChatRequest, Format, Message, Reasoning, Role, Tool, ToolCall, ToolChoice,
+};
 
 use crate::app::App;
 use crate::error::ApiError;
 use crate::job::{Job, find_model, response_id};
+use crate::served::ServedModel;
 use crate::structured;
 
 /// What a dialect's route is called.
@@ -30,13 +35,22 @@ pub(crate) struct Route {
 pub(crate) fn prepare(app: &App, request: ChatRequest, route: Route) -> Result<Job, ApiError> {
     let model = find_model(&app.models, &request.model)?;
     refuse_unsupported(&request)?;
-    let grammar = structured::compile(&model, &request.format, &request.format_field)?;
     let prompt = prompt::chat(&model, &request)?;
+    job(model, request, prompt, route)
+}
+
+fn job(
+    model: Arc<ServedModel>,
+    request: ChatRequest,
+    prompt: Arc<[TokenId]>,
+    route: Route,
+) -> Result<Job, ApiError> {
+    let grammar = structured::compile(&model, &request.format, &request.format_field)?;
     Ok(Job {
         id: response_id(route.id_prefix),
         stop_token_ids: Job::stop_tokens(&model, &request.options)?,
         model,
-        prompts: vec![Arc::clone(&prompt)],
+        prompts: vec![prompt],
         max_tokens: request.max_tokens,
         max_tokens_field: request.max_tokens_field,
         grammar,
@@ -46,6 +60,20 @@ pub(crate) fn prepare(app: &App, request: ChatRequest, route: Route) -> Result<J
         stream: request.stream,
         protocol: route.protocol,
     })
+}
+
+/// The same for a text that is continued as it stands: of `request`, messages and what is said of them do not count.
+pub(crate) fn prepare_text(
+    app: &App,
+    request: ChatRequest,
+    prompt: Prompt,
+    route: Route,
+) -> Result<Job, ApiError> {
+    let model = find_model(&app.models, &request.model)?;
+    refuse_unsupported(&request)?;
+    let vocab_size = model.engine.info().vocab_size;
+    let prompt = tokenise_text(&model, 0, &prompt, false, vocab_size)?;
+    job(model, request, prompt.tokens, route)
 }
 
 /// What a chat can ask for and this server cannot do yet: refused by name, never ignored.

@@ -8,6 +8,7 @@ use crate::error::ApiError;
 use crate::fields::{Fields, Null, kind, unsupported, wrong_type};
 use crate::openai::messages::{take_messages, take_tools};
 use crate::openai::options::{Shape, take_options};
+use crate::openai::qwen::{take_extras, take_partial};
 use crate::structured::Structured;
 
 /// OpenAI's own limit.
@@ -17,7 +18,9 @@ const MAX_TOP_LOGPROBS: i64 = 20;
 pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<(ChatRequest, Shape), ApiError> {
     let mut fields = Fields::parse(body)?;
     let model = take_model(&mut fields)?;
-    let mut request = ChatRequest::new(model, take_messages(&mut fields)?);
+    let continues_last = take_partial(&mut fields)?;
+    let messages = take_messages(&mut fields)?;
+    let mut request = ChatRequest { continues_last, ..ChatRequest::new(model, messages) };
     take_tools(&mut fields, &mut request)?;
     let newer = fields.count("max_completion_tokens", 1)?;
     let older = fields.count("max_tokens", 1)?;
@@ -30,6 +33,7 @@ pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<(ChatRequest, Shape)
     let (options, shape) = take_options(&mut fields, limits)?;
     request.options = options;
     request.stream = shape.stream;
+    take_extras(&mut fields, &mut request)?;
     if let Some(structured) = Structured::take(&mut fields)? {
         (request.format, request.format_field) = (structured.format, structured.field);
     }

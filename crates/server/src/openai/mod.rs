@@ -18,6 +18,7 @@ mod generation;
 mod messages;
 mod models;
 mod options;
+mod qwen;
 mod usage;
 mod wire;
 

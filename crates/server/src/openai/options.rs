@@ -8,10 +8,6 @@ use crate::error::ApiError;
 use crate::fields::{Fields, Null, integer, number, unsupported, wrong_type, wrong_value};
 use crate::options::Options;
 
-/// OpenAI allows 4; more do no harm.
-const MAX_STOPS: usize = 16;
-const MAX_STOP_BYTES: usize = 512;
-
 /// How an answer is sent, and what is told with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shape {
@@ -35,7 +31,7 @@ pub(super) fn take_options(
     let include_usage = take_stream_options(fields, stream)? || (stream && include_cost);
     let options = Options {
         n: u32::try_from(n).unwrap_or(1),
-        stops: take_stops(fields)?,
+        stops: fields.stop_texts("stop")?,
         stop_token_ids: take_stop_token_ids(fields)?,
         ignore_eos: fields.bool("ignore_eos", Null::Absent)?.unwrap_or(false),
         return_token_ids: fields.bool("return_token_ids", Null::Absent)?.unwrap_or(false),
@@ -96,33 +92,6 @@ fn take_usage(fields: &mut Fields) -> Result<bool, ApiError> {
     let include = options.bool("include", Null::Refused)?.unwrap_or(false);
     options.finish()?;
     Ok(include)
-}
-
-fn take_stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
-    let values = match fields.take("stop", Null::Absent) {
-        None => return Ok(Vec::new()),
-        Some(text @ Value::String(_)) => vec![text],
-        Some(Value::Array(values)) => values,
-        Some(other) => return Err(wrong_type("stop", "a string or an array of strings", &other)),
-    };
-    if values.len() > MAX_STOPS {
-        let message = format!("`stop` holds at most {MAX_STOPS} strings, not {}.", values.len());
-        return Err(ApiError::field("stop", "invalid_value", message));
-    }
-    let mut stops = Vec::with_capacity(values.len());
-    for (i, value) in values.into_iter().enumerate() {
-        let name = format!("stop[{i}]");
-        match value {
-            Value::String(text) if (1..=MAX_STOP_BYTES).contains(&text.len()) => stops.push(text),
-            Value::String(text) => {
-                let message =
-                    format!("`{name}` must have 1 to {MAX_STOP_BYTES} bytes, not {}.", text.len());
-                return Err(ApiError::field(name, "invalid_value", message));
-            }
-            other => return Err(wrong_type(&name, "a string", &other)),
-        }
-    }
-    Ok(stops)
 }
 
 fn take_stop_token_ids(fields: &mut Fields) -> Result<Vec<TokenId>, ApiError> {
