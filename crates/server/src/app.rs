@@ -1,6 +1,6 @@
 //! What all handlers share, and the table of routes.
 //!
-//! Invariant: everything under `/v1` passes `auth::layer`; what is public is listed by name.
+//! Invariant: everything that tells of models or computes passes `auth::layer`; what is public is listed by name.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::served::ModelSet;
 use crate::till::Till;
 use crate::webhooks::WebhookPolicy;
-use crate::{health, idempotency, openai, request_id};
+use crate::{anthropic, dashscope, health, idempotency, models, ollama, openai, request_id};
 
 /// Where the server stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +33,9 @@ pub(crate) enum Phase {
     /// Running requests end with an error.
     Ending,
 }
+
+/// Where Model Studio has the dialects of OpenAI and of Anthropic.
+pub(crate) const PREFIXES: [&str; 2] = ["/compatible-mode", "/apps/anthropic"];
 
 /// A body of this size is parsed, rendered and tokenised in less time than a change of threads and back may take.
 const INLINE_TEXT_BYTES: usize = 2048;
@@ -147,24 +150,26 @@ impl App {
     }
 }
 
-/// The table of routes.
+/// The table of routes. Under the prefixes that Model Studio has for them stand two dialects once more.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let protected = Router::new()
-        .route("/v1/chat/completions", post(openai::chat))
-        .route("/v1/completions", post(openai::completions))
-        .route("/v1/models", get(openai::list_models))
-        .route("/v1/models/{*id}", get(openai::get_model))
-        .route("/v1/generation", get(openai::generation))
-        .method_not_allowed_fallback(method_not_allowed)
-        // Inside of authentication: a key for repetitions belongs to a project.
-        .route_layer(from_fn_with_state(Arc::clone(&app), idempotency::layer))
-        .route_layer(from_fn_with_state(Arc::clone(&app), auth::layer));
+    let [compatible, for_anthropic] = PREFIXES;
     let public = Router::new()
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(health::metrics))
         .method_not_allowed_fallback(method_not_allowed);
-    protected
+    Router::new()
+        .merge(protected(&app, openai_routes()))
+        .merge(protected(&app, model_routes()).layer(from_fn(models::errors_layer)))
+        .merge(protected(&app, anthropic_routes()).layer(from_fn(anthropic::errors_layer)))
+        .merge(protected(&app, dashscope_routes()).layer(from_fn(dashscope::errors_layer)))
+        .merge(protected(&app, ollama_routes()).layer(from_fn(ollama::errors_layer)))
+        .nest(compatible, protected(&app, openai_routes().merge(model_routes())))
+        .nest(
+            for_anthropic,
+            protected(&app, anthropic_routes().merge(model_routes()))
+                .layer(from_fn(anthropic::errors_layer)),
+        )
         .merge(public)
         .merge(admin::router(&app))
         .fallback(not_found)
@@ -172,6 +177,54 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::disable())
         .layer(from_fn(request_id::layer))
         .with_state(app)
+}
+
+/// Routes that only callers reach.
+fn protected(app: &Arc<App>, routes: Router<Arc<App>>) -> Router<Arc<App>> {
+    routes
+        .method_not_allowed_fallback(method_not_allowed)
+        // Inside of authentication: a key for repetitions belongs to a project.
+        .route_layer(from_fn_with_state(Arc::clone(app), idempotency::layer))
+        .route_layer(from_fn_with_state(Arc::clone(app), auth::layer))
+}
+
+fn openai_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/completions", post(openai::completions))
+        .route("/v1/generation", get(openai::generation))
+}
+
+/// What two dialects have at one path.
+fn model_routes() -> Router<Arc<App>> {
+    Router::new().route("/v1/models", get(models::list)).route("/v1/models/{*id}", get(models::get))
+}
+
+fn anthropic_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/v1/messages", post(anthropic::messages))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+}
+
+fn dashscope_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/api/v1/services/aigc/text-generation/generation", post(dashscope::generation))
+        .route(
+            "/api/v1/services/aigc/multimodal-generation/generation",
+            post(dashscope::multimodal_generation),
+        )
+        .route("/api/v1/tokenizer", post(dashscope::tokenizer))
+        .route("/api/v1/models", get(dashscope::list_models))
+}
+
+fn ollama_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/ps", get(ollama::ps))
+        .route("/api/show", post(ollama::show))
+        .route("/api/version", get(ollama::version))
 }
 
 async fn not_found() -> ApiError {

@@ -1,6 +1,7 @@
 //! Who asks: decided on the matched route, before any of the body is read.
 //!
-//! With keys, a request to a protected route carries `Authorization: Bearer KEY`. Without keys (loopback only), a
+//! With keys, a request to a protected route carries `Authorization: Bearer KEY`, or `x-api-key: KEY` as Anthropic's
+//! clients send it. Without keys (loopback only), a
 //! browser on the same machine must not be turned against us: the Host must name the loopback, and so must an Origin.
 //!
 //! Invariant: a handler on a protected route runs only with a [`Caller`] in its request's extensions.
@@ -14,8 +15,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use mintage_ledger::{DirectoryStore, Principal};
 
-use crate::app::App;
+use crate::app::{App, PREFIXES};
 use crate::error::{ApiError, Fault};
+
+/// Where Anthropic's clients put the key.
+const PLAIN_KEY: &str = "x-api-key";
 
 /// Who may use the server.
 #[derive(Clone, Debug)]
@@ -72,20 +76,33 @@ pub(crate) fn with_key(keys: &DirectoryStore, headers: &HeaderMap) -> Result<Cal
         ..ApiError::new(Fault::Unauthenticated, "invalid_api_key", message)
     };
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let Some(value) = values.next() else {
-        return Err(refuse(
-            "You didn't provide an API key. Send it in the header `Authorization: Bearer YOUR_KEY`.",
-            "no key",
-        ));
-    };
-    if values.next().is_some() {
+    let mut plain = headers.get_all(PLAIN_KEY).iter();
+    let (value, plain_value) = (values.next(), plain.next());
+    if values.next().is_some() || plain.next().is_some() {
         return Err(refuse("More than one `Authorization` header.", "two authorization headers"));
     }
-    let Some(key) = bearer(value) else {
-        return Err(refuse(
-            "The `Authorization` header must read `Bearer YOUR_KEY`.",
-            "no bearer token",
-        ));
+    let key = match (value.map(bearer), plain_value.map(|value| value.to_str().ok())) {
+        (None, None) => {
+            return Err(refuse(
+                "You didn't provide an API key. Send it in the header `Authorization: Bearer YOUR_KEY`.",
+                "no key",
+            ));
+        }
+        (Some(None), _) => {
+            return Err(refuse(
+                "The `Authorization` header must read `Bearer YOUR_KEY`.",
+                "no bearer token",
+            ));
+        }
+        // Whom of the two they meant is not ours to guess.
+        (Some(Some(key)), Some(other)) if other != Some(key) => {
+            return Err(refuse(
+                "The headers `Authorization` and `x-api-key` hold different keys; send one.",
+                "two keys",
+            ));
+        }
+        (Some(Some(key)), _) => key,
+        (None, Some(key)) => key.unwrap_or_default().trim(),
     };
     let principal = keys
         .authenticate(key, now_unix())
@@ -101,7 +118,10 @@ fn within_scope(caller: Caller, route: &str) -> Result<Caller, ApiError> {
             "This key administers and calls no models; use a key of a project.".to_owned(),
         ));
     }
-    if !caller.principal.scopes.allows_endpoint(route) {
+    // A key made for a route is made for it under all of its prefixes.
+    let plain = PREFIXES.iter().find_map(|prefix| route.strip_prefix(prefix));
+    let scopes = &caller.principal.scopes;
+    if !scopes.allows_endpoint(route) && !plain.is_some_and(|plain| scopes.allows_endpoint(plain)) {
         return Err(refuse(format!("This key is not made for `{route}`.")));
     }
     Ok(caller)

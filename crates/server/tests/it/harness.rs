@@ -211,6 +211,17 @@ impl House {
         self.post("/v1/completions", with_model(body)).await
     }
 
+    /// A request in another dialect, with more headers and nothing added to its body.
+    pub(crate) async fn speak(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> Reply {
+        let method = if body.is_null() { "GET" } else { "POST" };
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let mut extra = String::from("\r\n");
+        for (name, value) in headers {
+            extra += &format!("{name}: {value}\r\n");
+        }
+        self.send(&self.request(method, path, &body).replacen("\r\n", &extra, 1)).await
+    }
+
     /// A whole request that closes the connection.
     pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> String {
         format!(
@@ -389,7 +400,7 @@ impl Reply {
     pub(crate) fn transcript(&self) -> String {
         let mut out = format!("HTTP {}\n", self.status);
         for (name, value) in &self.headers {
-            if !matches!(name.as_str(), "date" | "content-length" | "x-request-id") {
+            if !matches!(name.as_str(), "date" | "content-length" | "x-request-id" | "request-id") {
                 out += &format!("{name}: {value}\n");
             }
         }
@@ -400,16 +411,24 @@ impl Reply {
 /// Replaces ids and times.
 fn steady(body: &str) -> String {
     let mut out = body.to_owned();
-    for (begin, until) in
-        [("\"id\":\"chatcmpl-", '"'), ("\"id\":\"cmpl-", '"'), ("\"created\":", ',')]
-    {
+    for begin in [
+        "\"id\":\"chatcmpl-",
+        "\"id\":\"cmpl-",
+        "\"id\":\"msg_",
+        "\"request_id\":\"ds-",
+        "\"request_id\":\"req_",
+        "\"created_at\":\"",
+        "\"created\":",
+        "_duration\":",
+    ] {
+        let is_text = !begin.ends_with(':');
         let mut rest = out.as_str();
         let mut changed = String::new();
         while let Some((before, after)) = rest.split_once(begin) {
-            let end = after.find(until).unwrap();
+            let end = after.find(if is_text { &['"'][..] } else { &[',', '}'] }).unwrap();
             changed += before;
             changed += begin;
-            changed += if until == '"' { "ID" } else { "0" };
+            changed += if is_text { "ID" } else { "0" };
             rest = &after[end..];
         }
         out = changed + rest;

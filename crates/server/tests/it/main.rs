@@ -10,13 +10,17 @@
 mod harness;
 
 mod admin;
+mod anthropic;
 mod chat;
 mod completions;
+mod dashscope;
+mod dialects;
 mod errors;
 mod ledger;
 mod lifecycle;
 mod limits;
 mod numbers;
+mod ollama;
 mod openapi;
 mod sockets;
 mod structured;

@@ -1,0 +1,94 @@
+//! `POST /api/v1/services/aigc/{text,multimodal}-generation/generation` and `POST /api/v1/tokenizer`.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use mintage_model::{SpecialTokens, TokenId};
+use serde_json::json;
+
+use crate::app::App;
+use crate::chat::{self, Route};
+use crate::dashscope::request::{Asked, GenerationRequest, TokenizerRequest};
+use crate::dashscope::writer::{GenerationWriter, Shape};
+use crate::error::{self, ApiError};
+use crate::job::{Incoming, find_model};
+use crate::respond::respond;
+use crate::served::ServedModel;
+
+const TEXT: Route = Route { protocol: "dashscope.generation", id_prefix: "ds-" };
+const MULTIMODAL: Route = Route { protocol: "dashscope.multimodal", id_prefix: "ds-" };
+
+/// Answers where `content` is a string.
+pub(crate) async fn generation(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    answer(app, request, TEXT, false).await
+}
+
+/// Answers where `content` is a list of parts.
+pub(crate) async fn multimodal_generation(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    answer(app, request, MULTIMODAL, true).await
+}
+
+async fn answer(
+    app: Arc<App>,
+    request: Request,
+    route: Route,
+    content_as_parts: bool,
+) -> Result<Response, ApiError> {
+    let asked = Asked::read(request.headers())?;
+    let incoming = Incoming::read(&app, request).await?;
+    let (shared, body) = (Arc::clone(&app), incoming.body.clone());
+    let request_id = incoming.request_id.clone();
+    let prepare = move || {
+        let request = GenerationRequest::parse(&body, asked, shared.limits.max_choices)?;
+        let shape = Shape {
+            result_format: request.result_format,
+            incremental_output: request.incremental_output,
+            content_as_parts,
+        };
+        let job = chat::prepare(&shared, request.chat, route)?;
+        let writer = GenerationWriter::new(&job, &request_id, shape);
+        Ok((job, writer))
+    };
+    let (job, writer) = app.on_text_thread(incoming.body.len(), prepare).await?;
+    respond(&app, incoming, job, writer).await
+}
+
+/// Tells the tokens of a prompt as it stands, or of a chat as the model would read it.
+pub(crate) async fn tokenizer(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let incoming = Incoming::read(&app, request).await?;
+    let (shared, body) = (Arc::clone(&app), incoming.body.clone());
+    let work = move || -> Result<(Arc<ServedModel>, Vec<TokenId>), ApiError> {
+        match TokenizerRequest::parse(&body)? {
+            TokenizerRequest::Prompt { model, prompt } => {
+                let model = find_model(&shared.models, &model)?;
+                let ids = model.text.tokenizer().encode(&prompt, SpecialTokens::Allow);
+                Ok((model, ids))
+            }
+            TokenizerRequest::Chat(chat) => {
+                let job = chat::prepare(&shared, *chat, TEXT)?;
+                let ids = job.prompts.iter().flat_map(|prompt| prompt.iter().copied());
+                Ok((Arc::clone(&job.model), ids.collect()))
+            }
+        }
+    };
+    let (model, ids) = app.on_text_thread(incoming.body.len(), work).await?;
+    let text = |id: &TokenId| {
+        String::from_utf8_lossy(model.text.tokenizer().token_bytes(*id).unwrap_or(&[])).into_owned()
+    };
+    let tokens: Vec<String> = ids.iter().map(text).collect();
+    Ok(error::json(json!({
+        "output": {"token_ids": ids, "tokens": tokens},
+        "usage": {"input_tokens": ids.len()},
+        "request_id": incoming.request_id,
+    })))
+}

@@ -1,0 +1,173 @@
+//! One conversation in every dialect: the same prompt, the same answer, the same postings.
+
+use mintage_ledger::TokenUsage;
+use mintage_model::Script;
+use serde_json::{Value, json};
+
+use crate::harness::{House, MODEL, Reply, price, says, start};
+
+const QUESTION: &str = "What is the sum?";
+const SYSTEM: &str = "Be brief.";
+const ANSWER: &str = "It is 42.";
+
+fn tool() -> Value {
+    json!({"type": "function", "function":
+        {"name": "sum", "description": "Adds.", "parameters": {"type": "object"}}})
+}
+
+/// Name, path, headers, body.
+type Request = (&'static str, &'static str, Vec<(&'static str, &'static str)>, Value);
+
+/// A request in each dialect; `stream` as the dialect asks for it.
+fn requests(stream: bool) -> Vec<Request> {
+    let call = json!({"id": "c1", "type": "function",
+        "function": {"name": "sum", "arguments": "{\"a\":1}"}});
+    let openai = json!([
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42"},
+    ]);
+    let ollama = json!([
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "Let me see.",
+            "tool_calls": [{"id": "c1", "function": {"name": "sum", "arguments": {"a": 1}}}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42"},
+    ]);
+    let anthropic = json!([
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": [
+            {"type": "text", "text": "Let me see."},
+            {"type": "tool_use", "id": "c1", "name": "sum", "input": {"a": 1}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "42"}]},
+    ]);
+    let of_openai = json!({"model": MODEL, "messages": openai, "tools": [tool()],
+        "enable_thinking": false, "max_tokens": 50, "stream": stream});
+    let native = json!({"model": MODEL, "input": {"messages": openai}, "parameters":
+        {"tools": [tool()], "enable_thinking": false, "max_tokens": 50}});
+    let sse = if stream { vec![("x-dashscope-sse", "enable")] } else { Vec::new() };
+    vec![
+        ("openai", "/v1/chat/completions", Vec::new(), of_openai.clone()),
+        ("compatible", "/compatible-mode/v1/chat/completions", Vec::new(), of_openai),
+        (
+            "anthropic",
+            "/v1/messages",
+            vec![("anthropic-version", "2023-06-01")],
+            json!({"model": MODEL, "system": SYSTEM, "messages": anthropic, "max_tokens": 50,
+                "tools": [{"name": "sum", "description": "Adds.", "input_schema": {"type": "object"}}],
+                "stream": stream}),
+        ),
+        (
+            "dashscope",
+            "/api/v1/services/aigc/text-generation/generation",
+            sse.clone(),
+            native.clone(),
+        ),
+        ("multimodal", "/api/v1/services/aigc/multimodal-generation/generation", sse, native),
+        (
+            "ollama",
+            "/api/chat",
+            Vec::new(),
+            json!({"model": MODEL, "messages": ollama, "tools": [tool()], "think": false,
+                "options": {"num_predict": 50}, "stream": stream}),
+        ),
+    ]
+}
+
+/// What the client was told: uncached and cached tokens of the prompt, and sampled ones. Ollama tells no cached ones.
+fn told(name: &str, reply: &Reply, stream: bool) -> (Option<u64>, u64, u64) {
+    let last = match (name, stream) {
+        (_, false) => reply.json(),
+        ("ollama", true) => serde_json::from_str(reply.body.lines().last().unwrap()).unwrap(),
+        ("anthropic", true) => {
+            let frame = reply.body.split("\n\n").find(|f| f.contains("message_delta")).unwrap();
+            serde_json::from_str(frame.split_once("data: ").unwrap().1).unwrap()
+        }
+        (_, true) => {
+            let frame = reply.body.trim_end().rsplit("\n\n").next().unwrap();
+            serde_json::from_str::<Value>(frame.split_once("data:").unwrap().1).unwrap()
+        }
+    };
+    let usage = &last["usage"];
+    let count = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("{name}: {last}"));
+    match name {
+        "ollama" => (None, count(&last["prompt_eval_count"]), count(&last["eval_count"])),
+        "anthropic" => {
+            let cached = count(&usage["cache_read_input_tokens"]);
+            (Some(cached), cached + count(&usage["input_tokens"]), count(&usage["output_tokens"]))
+        }
+        "openai" | "compatible" => (
+            Some(count(&usage["prompt_tokens_details"]["cached_tokens"])),
+            count(&usage["prompt_tokens"]),
+            count(&usage["completion_tokens"]),
+        ),
+        _ => (
+            Some(count(&usage["prompt_tokens_details"]["cached_tokens"])),
+            count(&usage["input_tokens"]),
+            count(&usage["output_tokens"]),
+        ),
+    }
+}
+
+async fn one_conversation(house: &House, stream: bool) {
+    let mut prompts = Vec::new();
+    let mut told_of = Vec::new();
+    for (name, path, headers, mut body) in requests(stream) {
+        if stream && path.ends_with("/chat/completions") {
+            body["stream_options"] = json!({"include_usage": true});
+        }
+        let before = house.engine.requests().len();
+        let reply = house.speak(path, &headers, &body).await;
+        assert_eq!(reply.status, 200, "{name}: {}", reply.body);
+        prompts.push((name, house.engine.requests().remove(before).prompt));
+        if stream && path.ends_with("/chat/completions") {
+            // Its last event is no JSON.
+            let body = reply.body.replace("data: [DONE]\n\n", "");
+            told_of.push((name, told(name, &Reply { body, ..reply }, stream)));
+        } else {
+            told_of.push((name, told(name, &reply, stream)));
+        }
+    }
+    for (name, prompt) in &prompts {
+        assert_eq!(prompt, &prompts[0].1, "{name} reads another prompt");
+    }
+    let sampled = ANSWER.len() as u64 + 1;
+    let prompt = prompts[0].1.len() as u64;
+    for (name, (cached, all, output)) in told_of {
+        assert_eq!((cached.unwrap_or(9), all, output), (9, prompt, sampled), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_same_work_costs_the_same_in_every_dialect() {
+    let house = start(Script { cached_tokens: 9, ..says(ANSWER) }).await;
+    one_conversation(&house, false).await;
+    one_conversation(&house, true).await;
+    let records = house.settled(12).await;
+    let first = records.values().next().unwrap();
+    let expected = TokenUsage {
+        input: first.usage.prompt() - 9,
+        cached_input: 9,
+        output: ANSWER.len() as u64 + 1,
+        ..TokenUsage::default()
+    };
+    let mut protocols = std::collections::BTreeMap::<String, u32>::new();
+    for record in records.values() {
+        assert_eq!(record.usage, expected, "{}", record.facts.protocol);
+        assert_eq!(record.amount, price(&expected), "{}", record.facts.protocol);
+        assert_eq!(&*record.outcome.finish, "stop");
+        *protocols.entry(record.facts.protocol.to_string()).or_default() += 1;
+    }
+    let protocols: Vec<(&str, u32)> = protocols.iter().map(|(n, c)| (n.as_str(), *c)).collect();
+    assert_eq!(
+        protocols,
+        [
+            ("anthropic.messages", 2),
+            ("dashscope.generation", 2),
+            ("dashscope.multimodal", 2),
+            ("ollama.chat", 2),
+            ("openai.chat", 4),
+        ]
+    );
+}
