@@ -6,14 +6,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use mintage_ledger::price::KeptPrices;
-use mintage_ledger::{Ledger, LedgerError};
+use mintage_ledger::LedgerError;
 use mintage_server::{Books, Office};
 use serde_json::Value;
 
 use crate::config::Settings;
-use crate::keys_folder;
-use crate::output;
+use crate::{kept_ledger, keys_folder, output};
 
 /// The environment variable with the key that administers a server.
 const KEY_VARIABLE: &str = "MINTAGE_ADMIN_KEY";
@@ -175,25 +173,18 @@ fn folder(settings: &Settings, needs: Needs) -> Result<Office> {
     if needs == Needs::Directory {
         return Ok(Office::new(directory, None));
     }
-    let folder = settings.data_dir.join("ledger");
-    let opened = match settings.ledger.shared()? {
-        // Beside running gateways, as one more of them for a moment.
-        Some(url) => Ledger::open_shared(&url, "command line"),
-        None => Ledger::open(&folder),
+    let in_use = |error: &anyhow::Error| {
+        matches!(error.downcast_ref::<LedgerError>(), Some(LedgerError::InUse(_)))
     };
-    let ledger = match opened {
-        Ok(ledger) => Arc::new(ledger),
-        Err(LedgerError::InUse(_)) => bail!(
+    let (ledger, prices) = match kept_ledger::open(settings) {
+        Err(error) if in_use(&error) => bail!(
             "a running server has the ledger in {}: ask it with `--server http://127.0.0.1:8080` and a key of \
              `mintage key create NAME --operator` in {KEY_VARIABLE}, or stop it first",
-            folder.display()
+            settings.data_dir.join("ledger").display()
         ),
-        Err(error) => {
-            return Err(error)
-                .with_context(|| format!("the ledger in {} cannot be opened", folder.display()));
-        }
+        opened => opened?,
     };
-    let prices = Arc::new(KeptPrices::open(&ledger).context("the price lists cannot be read")?);
+    let (ledger, prices) = (Arc::new(ledger), Arc::new(prices));
     let utc_offset_minutes = i16::try_from(settings.ledger.utc_offset_minutes)
         .context("`ledger.utc_offset_minutes` is at most a day")?;
     Ok(Office::new(

@@ -132,6 +132,8 @@ pub(crate) struct LedgerSettings {
     pub(crate) default_credit: String,
     /// Where the days and months of budgets begin.
     pub(crate) utc_offset_minutes: i32,
+    /// Usage records go away after so many days; 0 keeps them.
+    pub(crate) retention_days: u64,
     pub(crate) store: LedgerStore,
     /// Of the database, where the store is one.
     pub(crate) url: SecretUrl,
@@ -178,6 +180,7 @@ impl Default for LedgerSettings {
             enabled: true,
             default_credit: "unlimited".to_owned(),
             utc_offset_minutes: 480,
+            retention_days: 0,
             store: LedgerStore::Sqlite,
             url: SecretUrl::default(),
             gateway: String::new(),

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use mintage_ledger::limits::Calendar;
 use mintage_ledger::price::{KeptPrices, RequestKind};
-use mintage_ledger::{Amount, Currency, Ledger, Rating, UNLIMITED, Unpriced};
+use mintage_ledger::{Amount, Currency, Ledger, MIN_RETENTION_DAYS, Rating, UNLIMITED, Unpriced};
 use mintage_server::Billing;
 
 use crate::config::Settings;
@@ -17,6 +17,12 @@ const DEFAULT_ORGANISATION: &str = "org-default";
 pub(crate) fn billing(settings: &Settings) -> Result<Option<Billing>> {
     if !settings.ledger.enabled {
         return Ok(None);
+    }
+    let days = settings.ledger.retention_days;
+    if days > 0 && days < MIN_RETENTION_DAYS {
+        bail!(
+            "`ledger.retention_days` is {days}; usage records are kept for at least {MIN_RETENTION_DAYS} days, 0 keeps them"
+        );
     }
     let ledger = match settings.ledger.shared()? {
         Some(url) => Ledger::open_shared(&url, &gateway_name(settings))
@@ -49,7 +55,8 @@ pub(crate) fn billing(settings: &Settings) -> Result<Option<Billing>> {
     });
     let ledger = Arc::new(ledger);
     follow_prices(&ledger, &lists);
-    Ok(Some(Billing { ledger, prices, lists: Some(lists), calendar }))
+    let retention_days = Some(settings.ledger.retention_days).filter(|days| *days > 0);
+    Ok(Some(Billing { ledger, prices, lists: Some(lists), calendar, retention_days }))
 }
 
 /// Lists that come in at another gateway count here too.

@@ -17,7 +17,7 @@ use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::{Digest, hash_reader};
+use crate::digest::{Digest, Hasher, hash_reader};
 use crate::error::{AtPath, HubError};
 use crate::names::{FileName, ModelName};
 use crate::partial::{Partial, sync_folder_of, write_atomically};
@@ -55,6 +55,19 @@ pub struct ManifestFile {
 }
 
 impl Manifest {
+    /// Of the model's one file, or of the list of its files' digests and names.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        if let [only] = self.files.as_slice() {
+            return only.sha256;
+        }
+        let mut hasher = Hasher::default();
+        for file in &self.files {
+            hasher.update(format!("{}  {}\n", file.sha256, file.name).as_bytes());
+        }
+        hasher.finish()
+    }
+
     /// Bytes of all files.
     #[must_use]
     pub fn bytes(&self) -> u64 {

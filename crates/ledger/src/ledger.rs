@@ -8,7 +8,7 @@
 //! After a crash a hold with a journal mark is posted at its mark, all others bill nothing; none is left. When the store
 //! fails, everything is refused.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::future::Future;
 use std::path::Path;
@@ -24,7 +24,7 @@ use crate::book::{
     Balance, Book, GrantTerms, HoldNumber, HoldRequest, MAX_ID_BYTES, Operation, Refusal,
 };
 use crate::money::{Amount, Currency};
-use crate::postgres::{Agent, PostgresError};
+use crate::postgres::{Agent, KeyTaken, PostgresError, TakenKey};
 use crate::rating::{Ask, Quote, Rating};
 use crate::store::{
     Batch, Delivery, Document, KeptAnswer, LogLine, Mark, Message, Outgoing, Reader, Restored,
@@ -41,10 +41,16 @@ const MAX_QUEUED: usize = 2 * MAX_OPEN_HOLDS;
 pub const TOKENS_PER_MARK: u64 = 32;
 /// ... or so long after the last mark, whichever comes first.
 pub const TIME_PER_MARK: Duration = Duration::from_millis(250);
+/// Marks come with ticks of so long, the same for all holds, so that one commit takes them all ...
+const TICK: Duration = Duration::from_millis(200);
+/// ... but not sooner after the last one: both together are [`TIME_PER_MARK`].
+const LEAST_TIME_PER_MARK: Duration = Duration::from_millis(50);
 /// The longest body of a document, message or kept answer.
 pub const MAX_BODY_BYTES: usize = 8 << 20;
 /// Readers beside the writer.
 const READERS: usize = 3;
+/// Charges whose ids are known without asking the store, which may not have written them yet.
+const CHARGES_REMEMBERED: usize = 4_096;
 const LOCK_FILE: &str = "ledger.lock";
 
 /// What can go wrong.
@@ -153,6 +159,8 @@ pub struct Ledger {
     readers: Mutex<Vec<Box<dyn Reader>>>,
     reader_free: Condvar,
     answering: Arc<Mutex<TakenKeys>>,
+    /// Ids of the latest charges.
+    charged: Mutex<VecDeque<Arc<str>>>,
     /// Held until the ledger is dropped.
     _lock: Option<File>,
     /// Looks after slices, where several gateways share the accounts.
@@ -207,6 +215,7 @@ impl Ledger {
             readers: Mutex::new(readers),
             reader_free: Condvar::new(),
             answering: Arc::default(),
+            charged: Mutex::default(),
             _lock: lock,
             agent: None,
         })
@@ -251,6 +260,8 @@ impl Ledger {
         }
         drop(state);
         Ok(Hold {
+            marked_at: Instant::now(),
+            marked_tick: self.shared.tick(TICK),
             shared: self.shared.clone(),
             number,
             facts,
@@ -260,7 +271,6 @@ impl Ledger {
             currency,
             is_marked: false,
             marked_tokens: 0,
-            marked_at: Instant::now(),
             is_open: true,
         })
     }
@@ -313,11 +323,17 @@ impl Ledger {
         hold.resolve_unbilled();
     }
 
-    /// Usage without a hold, priced already: training, deployment hours.
+    /// Usage without a hold, priced already: training, deployment hours. One after the other; reads the disk.
     ///
     /// # Errors
-    /// [`LedgerError::Refused`] where the balance does not cover it, [`LedgerError::Unavailable`].
+    /// [`LedgerError::Refused`] where the balance does not cover it or a record has that id, [`LedgerError::Unavailable`].
     pub fn charge(&self, record: UsageRecord) -> Result<Pending<Receipt>, LedgerError> {
+        let mut charged = self.charged.lock().unwrap_or_else(PoisonError::into_inner);
+        let filter = UsageFilter { id: Some(record.facts.id.clone()), ..UsageFilter::default() };
+        // The latest may not be readable yet.
+        if charged.contains(&record.facts.id) || !self.usage(&filter)?.is_empty() {
+            return Err(Refusal::IdReused(record.facts.id).into());
+        }
         let detail = chain::record(&record);
         let request = HoldRequest {
             id: record.facts.id.clone(),
@@ -333,6 +349,10 @@ impl Ledger {
         available(&state)?;
         let number = state.book.hold(&request)?;
         let entries = state.book.post(number, record.amount, record.free_tokens, detail)?;
+        if charged.len() >= CHARGES_REMEMBERED {
+            charged.pop_front();
+        }
+        charged.push_back(record.facts.id.clone());
         let record_kept = Some(Box::new(record.clone()));
         state.work.push(Work { at_ms: now_ms(), entries, record: record_kept, ..Work::default() });
         state.waiting.push(done);
@@ -348,10 +368,20 @@ impl Ledger {
     pub fn write(&self, changes: Changes) -> Result<Pending<()>, LedgerError> {
         let Changes { operation, documents, messages, deliveries } = changes;
         bounded(&documents, &messages)?;
+        let at_ms = now_ms();
+        self.write_work(Work {
+            at_ms,
+            operation,
+            documents,
+            messages,
+            deliveries,
+            ..Work::default()
+        })
+    }
+
+    /// Work that is no request's: its operation makes its lines here.
+    pub(crate) fn write_work(&self, mut work: Work) -> Result<Pending<()>, LedgerError> {
         if let Some(agent) = &self.agent {
-            let at_ms = now_ms();
-            let work =
-                Work { at_ms, operation, documents, messages, deliveries, ..Work::default() };
             return self.write_shared(agent, work);
         }
         let (done, durable) = oneshot::channel();
@@ -360,26 +390,25 @@ impl Ledger {
         if state.work.len() >= MAX_QUEUED {
             return Err(Unavailable::Busy(MAX_QUEUED).into());
         }
-        let versions = next_versions(&state, &documents)?;
-        let mut entries = Vec::new();
-        let mut kept = None;
-        if let Some((id, operation)) = operation {
-            entries = state.book.apply(&id, &operation)?;
-            kept = (!entries.is_empty()).then_some((id, operation));
+        let versions = next_versions(&state, &work.documents)?;
+        if let Some((id, operation)) = work.operation.take() {
+            work.entries = state.book.apply(&id, &operation)?;
+            work.operation = (!work.entries.is_empty()).then_some((id, operation));
         }
         state.documents.extend(versions);
-        state.work.push(Work {
-            at_ms: now_ms(),
-            entries,
-            operation: kept,
-            documents,
-            messages,
-            deliveries,
-            ..Work::default()
-        });
+        state.work.push(work);
         state.waiting.push(done);
         self.shared.ring(state);
         Ok(Pending { value: Some(()), durable: Wait::For(durable) })
+    }
+
+    /// Where the oldest records stand, for [`Self::prune`]. Reads the disk.
+    pub(crate) fn records_before(
+        &self,
+        before_ms: u64,
+        limit: usize,
+    ) -> Result<(Vec<u64>, u64), LedgerError> {
+        self.read(|reader| reader.records_before(before_ms, limit))
     }
 
     fn apply(&self, id: &str, operation: Operation) -> Result<Pending<()>, LedgerError> {
@@ -453,6 +482,11 @@ impl Ledger {
         terms: GrantTerms,
     ) -> Result<Pending<()>, LedgerError> {
         self.apply(id, Operation::Grant { grant: grant.into(), terms })
+    }
+
+    /// Whether free quota of this id was granted, so far as memory knows.
+    pub fn knows_grant(&self, grant: &str) -> bool {
+        self.shared.lock().book.knows_grant(grant)
     }
 
     /// Gives back part or all of what `record_id` cost. Reads the disk.
@@ -585,11 +619,21 @@ impl Ledger {
             };
         }
         // From here the slot is ours; dropped on every other way out.
-        let answering = Answering { all: self.answering.clone(), slot };
-        match self.read(|reader| reader.answer(scope, key, now_ms))? {
-            Some(kept) if kept.body_digest == body_digest => Ok(Begin::Again(kept.answer)),
-            Some(_) => Ok(Begin::OtherBody),
-            None => Ok(Begin::First(answering)),
+        let mut answering = Answering { shared: None, all: self.answering.clone(), slot };
+        // Before the kept answer is looked for: who had the key keeps its answer before it gives the key back.
+        let taken = match &self.agent {
+            Some(agent) => Some(agent.take_key(scope, key, body_digest)?),
+            None => None,
+        };
+        match (self.read(|reader| reader.answer(scope, key, now_ms))?, taken) {
+            (Some(kept), _) if kept.body_digest == body_digest => Ok(Begin::Again(kept.answer)),
+            (Some(_), _) | (None, Some(KeyTaken::OtherBody)) => Ok(Begin::OtherBody),
+            (None, Some(KeyTaken::InFlight)) => Ok(Begin::InFlight),
+            (None, Some(KeyTaken::Ours(taken))) => {
+                answering.shared = Some(taken);
+                Ok(Begin::First(answering))
+            }
+            (None, None) => Ok(Begin::First(answering)),
         }
     }
 
@@ -646,6 +690,8 @@ type TakenKeys = HashMap<(Arc<str>, Arc<str>), [u8; 32]>;
 /// While it lives, the key is taken.
 #[derive(Debug)]
 pub struct Answering {
+    /// The same at the other gateways, where there are any; held for its drop.
+    shared: Option<TakenKey>,
     all: Arc<Mutex<TakenKeys>>,
     slot: (Arc<str>, Arc<str>),
 }
@@ -669,6 +715,8 @@ pub struct Hold {
     is_marked: bool,
     marked_tokens: u64,
     marked_at: Instant,
+    /// The tick of the last mark, or of the hold's beginning.
+    marked_tick: u128,
     is_open: bool,
 }
 
@@ -700,7 +748,8 @@ impl Hold {
             return;
         }
         let is_due = tokens.saturating_sub(self.marked_tokens) >= TOKENS_PER_MARK
-            || self.marked_at.elapsed() >= TIME_PER_MARK;
+            || (self.marked_at.elapsed() >= LEAST_TIME_PER_MARK
+                && self.marked_tick != self.shared.tick(TICK));
         if is_due {
             self.mark(usage, tokens);
         }
@@ -716,10 +765,11 @@ impl Hold {
         }
         let free = state.book.split_free(self.number, record.free_tokens);
         state.marks.insert(self.facts.id.clone(), Mark { record, free });
-        self.shared.ring(state);
+        self.shared.ring_for_mark(state);
         self.is_marked = true;
         self.marked_tokens = tokens;
         self.marked_at = Instant::now();
+        self.marked_tick = self.shared.tick(TICK);
     }
 
     /// What this usage costs, never more than what is held: that would be a fault of the price list, and ours.

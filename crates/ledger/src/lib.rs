@@ -13,6 +13,7 @@ mod money;
 mod postgres;
 pub mod price;
 mod rating;
+mod retention;
 mod store;
 mod usage;
 mod writer;
@@ -29,10 +30,12 @@ pub use ledger::{
 };
 pub use money::{Amount, AmountError, Currency, CurrencyError, PICO_PER_UNIT};
 pub use postgres::{
-    Claimed, LEASE_TTL, Pool, PoolAccount, PostgresError, PostgresReader, PostgresStore,
-    PostgresUrl, Purse, Spending, Tenure, export_shared, migrate_file, verify_shared,
+    Claimed, KeysOf, LEASE_TTL, Pool, PoolAccount, PostgresError, PostgresReader, PostgresStore,
+    PostgresUrl, Purse, ShareAnswer, SharedLimits, Spending, Tenure, export_shared, migrate_file,
+    verify_shared,
 };
 pub use rating::{Ask, Quote, Rating, Unpriced};
+pub use retention::MIN_RETENTION_DAYS;
 pub use store::{
     Batch, Delivery, Document, DocumentVersion, KeptAnswer, LogLine, MAX_RECORDS_PER_READ, Mark,
     Message, Outgoing, Reader, Restored, SqliteStore, Store, StoreError, StoreErrorKind,

@@ -169,6 +169,17 @@ impl Currency {
         // Only capital letters get in, so this cannot fail.
         std::str::from_utf8(&self.0).unwrap_or("XXX")
     }
+
+    /// Digits after the point of its smallest coin, as ISO 4217 has them.
+    pub fn decimals(&self) -> usize {
+        match self.code() {
+            "BIF" | "CLP" | "DJF" | "GNF" | "ISK" | "JPY" | "KMF" | "KRW" | "PYG" | "RWF"
+            | "UGX" | "UYI" | "VND" | "VUV" | "XAF" | "XOF" | "XPF" => 0,
+            "BHD" | "IQD" | "JOD" | "KWD" | "LYD" | "OMR" | "TND" => 3,
+            "CLF" | "UYW" => 4,
+            _ => 2,
+        }
+    }
 }
 
 impl Default for Currency {

@@ -16,6 +16,8 @@ use crate::store::{Batch, Mark, Store, StoreErrorKind, Work};
 
 /// How often a batch that found no room is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
+/// How long marks wait for others.
+const MARKS_GATHER: Duration = Duration::from_millis(15);
 /// How long callers wait for room before they hear that there is none; what they settled is written all the same.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -56,6 +58,8 @@ pub(crate) struct State {
     /// Where slices are leased: until when they are surely ours.
     pub(crate) lease_until: Option<Instant>,
     writer_sleeps: bool,
+    /// It sleeps for marks to come together.
+    writer_gathers: bool,
 }
 
 /// What the writer did so far.
@@ -75,6 +79,7 @@ pub struct WriterCounts {
 pub(crate) struct Shared {
     state: Mutex<State>,
     bell: Condvar,
+    start: Instant,
 }
 
 impl Shared {
@@ -89,13 +94,19 @@ impl Shared {
             counts: WriterCounts::default(),
             lease_until: None,
             writer_sleeps: false,
+            writer_gathers: false,
         };
-        Self { state: Mutex::new(state), bell: Condvar::new() }
+        Self { state: Mutex::new(state), bell: Condvar::new(), start: Instant::now() }
     }
 
     /// Held for microseconds: nothing under it waits for anything.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which span of this length it is, counted from the start.
+    pub(crate) fn tick(&self, span: Duration) -> u128 {
+        self.start.elapsed().as_nanos() / span.as_nanos().max(1)
     }
 
     /// Lets go of the state and wakes the writer if it sleeps.
@@ -104,6 +115,13 @@ impl Shared {
         drop(state);
         if sleeps {
             self.bell.notify_one();
+        }
+    }
+
+    /// The same for a mark, which nobody waits for.
+    pub(crate) fn ring_for_mark(&self, state: MutexGuard<'_, State>) {
+        if !state.writer_gathers {
+            self.ring(state);
         }
     }
 
@@ -120,7 +138,21 @@ impl Shared {
     /// The next batch and who waits for it; `None` at the end.
     fn next(&self) -> Option<(Batch, Vec<Done>)> {
         let mut state = self.lock();
+        let mut gather_until = None;
         loop {
+            let is_urgent = !state.work.is_empty() || !state.waiting.is_empty();
+            let is_running = state.trouble.is_none();
+            if !is_urgent && !state.marks.is_empty() && is_running {
+                // Nobody waits for marks: those of the other holds come along.
+                let end = *gather_until.get_or_insert_with(|| Instant::now() + MARKS_GATHER);
+                if let Some(left) = end.checked_duration_since(Instant::now()) {
+                    (state.writer_sleeps, state.writer_gathers) = (true, true);
+                    let waited = self.bell.wait_timeout(state, left);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    (state.writer_sleeps, state.writer_gathers) = (false, false);
+                    continue;
+                }
+            }
             if !state.work.is_empty() || !state.marks.is_empty() || !state.waiting.is_empty() {
                 let work = std::mem::take(&mut state.work);
                 let waiting = std::mem::take(&mut state.waiting);

@@ -38,6 +38,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         grammars: GrammarCompiler::new(Arc::clone(&text), GrammarLimits::default()),
         text,
         created_unix: 0,
+        digest: "".into(),
         defaults: GenerationDefaults::default(),
     };
     let config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };

@@ -8,7 +8,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mintage_ledger::Refusal;
-use mintage_ledger::limits::{LimitKind, LimitRefusal, Standings};
+use mintage_ledger::limits::{LimitKind, LimitRefusal, Missing, Standings};
 use mintage_model::{EngineFault, GrammarFault, SubmitError};
 use serde::Serialize;
 
@@ -69,6 +69,8 @@ pub(crate) struct ApiError {
     pub(crate) log: Option<String>,
     /// What money is missing, where that is why: a larger slice of a shared balance may help.
     pub(crate) short: Option<Box<Refusal>>,
+    /// What is missing of a shared limit, where that is why: a larger share may help.
+    pub(crate) missing: Option<Box<Missing>>,
 }
 
 /// What a tenant is told of a limit that stands in its way.
@@ -109,6 +111,7 @@ impl ApiError {
             limit: None,
             log: None,
             short: None,
+            missing: None,
         }
     }
 
@@ -215,6 +218,7 @@ impl ApiError {
                 standings: refusal.standings,
             })),
             log: Some(format!("{} of {}: {}", refusal.kind.code(), refusal.party, refusal)),
+            missing: refusal.missing.clone().map(Box::new),
             ..Self::new(fault, code, refusal.to_string())
         }
     }

@@ -14,9 +14,13 @@ pub(crate) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// New requests are welcome: the models are loaded (they are before we listen) and we are not draining.
+/// New requests are welcome: the models are loaded (they are before we listen), we are not draining, and the ledger
+/// takes requests. Why it does not is for the operator's log; who probes hears only that.
 pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Response {
     match app.phase() {
+        Phase::Serving if app.till.ledger().is_some_and(|ledger| ledger.trouble().is_some()) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "ledger\n").into_response()
+        }
         Phase::Serving => (StatusCode::OK, "ready\n").into_response(),
         Phase::Draining | Phase::Ending => {
             (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()

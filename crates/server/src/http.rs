@@ -15,6 +15,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use mintage_ledger::{DirectoryStore, KeysOf, Ledger, LedgerError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -27,7 +28,7 @@ use crate::auth::{Access, now_unix};
 use crate::config::{Limits, ServerConfig};
 use crate::gateway::Gateway;
 use crate::served::{ModelSet, ModelSetError, ServedModel};
-use crate::till::{Billing, Till};
+use crate::till::{Billing, Till, unix_ms};
 use crate::webhooks;
 
 const BACKLOG: u32 = 1024;
@@ -43,6 +44,10 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// How often keys are looked at for changes by another process.
 const KEY_RELOAD_INTERVAL: Duration = Duration::from_secs(1);
+/// How often old usage records are looked for.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(3600);
+/// The time of day may differ so much from the start's and the time since, ms.
+const CLOCK_TRUST_MS: u64 = 3_600_000;
 /// After `accept` failed (out of file descriptors), let some connections end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -142,10 +147,11 @@ impl Server {
             Access::Keys(keys) => keys.snapshot(),
             Access::Open => Arc::default(),
         };
-        let till = Till::new(billing, |key| {
+        let lineage = |key: &Arc<str>| {
             let known = directory.key(key).map(|key| key.lineage.as_str().into());
             known.unwrap_or_else(|_| Arc::clone(key))
-        });
+        };
+        let till = Till::new(billing, lineage, keys_of(&access));
         let app = Arc::new(App::new(config.limits, access, models, gateway, till, config.webhooks));
         Ok(Self { listener, address, drain_timeout: config.drain_timeout, app })
     }
@@ -162,8 +168,9 @@ impl Server {
         let (close, closing) = watch::channel(false);
         let connections = TaskTracker::new();
         let accepting = accept(self.listener, Arc::clone(&self.app), connections.clone(), closing);
-        let keys = watch_keys(self.app.access.clone());
+        let keys = watch_keys(self.app.access.clone(), self.app.office.clone());
         let webhooks = send_webhooks(self.app.office.clone());
+        let retention = forget_records(self.app.till.retention());
         let app = Arc::clone(&self.app);
         let life = async {
             shutdown.await;
@@ -173,6 +180,7 @@ impl Server {
             () = accepting => {}
             () = keys => {}
             () = webhooks => {}
+            () = retention => {}
             () = life => {}
         }
         // Nobody accepts any more; connections finish the answer they are writing.
@@ -189,6 +197,39 @@ impl Server {
                 unsettled = app.settling.len(),
                 "stopped before all connections were closed"
             );
+        }
+    }
+}
+
+/// Removes usage records that were kept long enough. Never resolves.
+async fn forget_records(retention: Option<(Arc<Ledger>, u64)>) {
+    let Some((ledger, days)) = retention else { return std::future::pending().await };
+    let (start, start_ms) = (Instant::now(), unix_ms());
+    loop {
+        tokio::time::sleep(RETENTION_INTERVAL).await;
+        let now_ms = unix_ms();
+        let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if now_ms.abs_diff(start_ms.saturating_add(elapsed_ms)) > CLOCK_TRUST_MS {
+            // Six months must not pass in a second because somebody set the clock.
+            tracing::warn!("the clock jumped since the start: no usage records are removed");
+            continue;
+        }
+        let ledger = Arc::clone(&ledger);
+        let prune = move || -> Result<u64, LedgerError> {
+            let mut all = 0;
+            loop {
+                let count = ledger.prune(days, now_ms)?;
+                all += count;
+                if count == 0 {
+                    return Ok(all);
+                }
+            }
+        };
+        match tokio::task::spawn_blocking(prune).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(count)) => tracing::info!(count, days, "old usage records removed"),
+            Ok(Err(error)) => tracing::warn!(%error, "old usage records not removed for now"),
+            Err(error) => tracing::warn!(%error, "old usage records not removed for now"),
         }
     }
 }
@@ -230,18 +271,46 @@ async fn emptied(app: &App, timeout: Duration) -> bool {
 }
 
 /// Never resolves.
-async fn watch_keys(access: Access) {
+async fn watch_keys(access: Access, office: Option<Arc<Office>>) {
     let Access::Keys(keys) = access else { return std::future::pending().await };
     loop {
+        if let Some(office) = office.clone() {
+            // Of organisations that another process made too.
+            let _ = tokio::task::spawn_blocking(move || office.grant_free_quotas()).await;
+        }
+        reloaded(&keys).await;
+    }
+}
+
+/// Waits until keys have changed.
+async fn reloaded(keys: &Arc<DirectoryStore>) {
+    loop {
         tokio::time::sleep(KEY_RELOAD_INTERVAL).await;
-        let store = Arc::clone(&keys);
+        let store = Arc::clone(keys);
         match tokio::task::spawn_blocking(move || store.reload_if_changed()).await {
-            Ok(Ok(true)) => tracing::info!("API keys reloaded"),
+            Ok(Ok(true)) => {
+                tracing::info!("API keys reloaded");
+                return;
+            }
             Ok(Ok(false)) => {}
             Ok(Err(error)) => tracing::warn!(%error, "API keys not reloaded"),
             Err(error) => tracing::warn!(%error, "API keys not reloaded"),
         }
     }
+}
+
+/// Which keys count under an id: a key and its rotations.
+fn keys_of(access: &Access) -> Box<KeysOf> {
+    let keys = match access {
+        Access::Keys(keys) => Some(Arc::clone(keys)),
+        Access::Open => None,
+    };
+    Box::new(move |lineage| {
+        let Some(keys) = &keys else { return Vec::new() };
+        let directory = keys.snapshot();
+        let all = directory.keys().filter(|key| key.lineage == lineage);
+        all.map(|key| key.id.clone()).collect()
+    })
 }
 
 /// Never resolves.

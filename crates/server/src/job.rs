@@ -5,13 +5,14 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Context;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::Request;
+use axum::http::{HeaderMap, header};
 use futures_core::Stream;
 use futures_util::stream::SelectAll;
 use mintage_ledger::limits::Standings;
-use mintage_ledger::{KeptAnswer, Principal, TokenUsage};
+use mintage_ledger::{KeptAnswer, TokenUsage};
 use mintage_model::{GenerateRequest, Grammar, Priority, SubmitError, TokenId};
 use tokio::sync::watch;
 
@@ -28,11 +29,18 @@ use crate::request_id::{RequestId, random_hex};
 use crate::served::{ModelSet, ServedModel};
 use crate::till::{Admitted, Arrival, Settled, unix_ms};
 
+/// How long a request asks for money and shares of limits that other gateways have.
+const COVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Kept of what a client program calls itself.
+const MAX_CLIENT_CHARS: usize = 96;
+
 /// A request for tokens before its body was understood.
 pub(crate) struct Incoming {
     pub(crate) admission: Admission,
     pub(crate) caller: Caller,
     pub(crate) request_id: String,
+    /// The client program as it names itself, for the record.
+    pub(crate) client: Arc<str>,
     pub(crate) arrival: Instant,
     pub(crate) body: axum::body::Bytes,
     /// Where the answer is to be kept for repetitions.
@@ -56,9 +64,20 @@ impl Incoming {
         let body =
             read_json(&parts.headers, body, limits.max_body_bytes, limits.body_timeout).await?;
         let request_id = request_id.unwrap_or_default();
+        let client = client_name(&parts.headers);
         let keeping = parts.extensions.get::<Keeping>().cloned();
-        Ok(Self { admission, caller, request_id, arrival, body, keeping })
+        Ok(Self { admission, caller, request_id, client, arrival, body, keeping })
     }
+}
+
+/// The header `user-agent` in harmless characters, cut to [`MAX_CLIENT_CHARS`]; empty where there is none.
+fn client_name(headers: &HeaderMap) -> Arc<str> {
+    let Some(value) = headers.get(header::USER_AGENT) else { return Arc::default() };
+    let harmless = |byte: &u8| match byte {
+        b' '..=b'~' => char::from(*byte),
+        _ => '?',
+    };
+    value.as_bytes().iter().take(MAX_CLIENT_CHARS).map(harmless).collect::<String>().into()
 }
 
 /// The model of this name.
@@ -140,16 +159,36 @@ impl Job {
         }
     }
 
-    /// Submits, again whenever the money that is missing came in from other gateways.
+    /// The most tokens that all choices can use, prompts included.
+    fn most_tokens(&self, app: &App) -> u64 {
+        let most = |prompt: &Arc<[TokenId]>| {
+            // A prompt that does not fit is refused when it is submitted.
+            let output = self.max_new_tokens(app, prompt.len()).unwrap_or(0);
+            prompt.len() as u64 + u64::from(output) * u64::from(self.options.n)
+        };
+        self.prompts.iter().map(most).sum()
+    }
+
+    /// Submits, again whenever the money or the share of a limit that is missing came in from other gateways.
     pub(crate) async fn submit_covered(
         &self,
         app: &App,
         incoming: &Incoming,
     ) -> Result<Choices, ApiError> {
+        let principal = &incoming.caller.principal;
+        if app.till.is_shared() {
+            app.till.prepare(principal, &self.model.name, self.most_tokens(app)).await;
+        }
+        let end = Instant::now() + COVER_TIMEOUT;
         loop {
             match self.submit(app, incoming) {
-                Err(error) if app.till.cover(&incoming.caller.principal, &error).await => {}
-                outcome => return outcome,
+                Err(mut error) => {
+                    let is_covered = app.till.cover(principal, &mut error).await;
+                    if !is_covered || Instant::now() > end {
+                        return Err(error);
+                    }
+                }
+                submitted => return submitted,
             }
         }
     }
@@ -162,7 +201,7 @@ impl Job {
             .iter()
             .map(|prompt| self.max_new_tokens(app, prompt.len()))
             .collect::<Result<_, _>>()?;
-        let admitted = self.admit(app, principal, &limits)?;
+        let admitted = self.admit(app, incoming, &limits)?;
         let metrics = app.metrics.of(&self.model);
         let metrics = metrics.ok_or_else(|| ApiError::internal("a model without metrics"))?;
         let facts = RequestFacts {
@@ -209,12 +248,8 @@ impl Job {
     }
 
     /// Limits, budgets and money let the request in, or say why not.
-    fn admit(
-        &self,
-        app: &App,
-        principal: &Arc<Principal>,
-        limits: &[u32],
-    ) -> Result<Admitted, ApiError> {
+    fn admit(&self, app: &App, incoming: &Incoming, limits: &[u32]) -> Result<Admitted, ApiError> {
+        let principal = &incoming.caller.principal;
         if !principal.scopes.allows_model(&self.model.name) {
             let message = format!("This key is not made for the model `{}`.", self.model.name);
             let error = ApiError::new(Fault::Forbidden, "insufficient_scope", message);
@@ -223,7 +258,9 @@ impl Job {
         let arrival = Arrival {
             response_id: self.id.as_str().into(),
             model: self.model.name.as_str().into(),
+            model_digest: Arc::clone(&self.model.digest),
             protocol: self.protocol,
+            client: Arc::clone(&incoming.client),
             prompt_tokens: self.prompts.iter().map(|prompt| prompt.len() as u64).sum(),
             max_output_tokens: limits.iter().copied().max().unwrap_or(0).into(),
             choices: u32::try_from(self.prompts.len())
@@ -308,4 +345,28 @@ impl Choices {
 /// over them small.
 pub(crate) fn response_id(prefix: &str) -> String {
     format!("{prefix}{:012x}{}", unix_ms(), random_hex())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn what_clients_call_themselves_is_kept_harmless_and_short() {
+        for (given, kept) in [
+            (None, String::new()),
+            (Some("openai-python/2.8"), "openai-python/2.8".to_owned()),
+            (Some("a\tb\u{e9}c"), "a?b??c".to_owned()),
+            (Some(&*"x".repeat(300)), "x".repeat(MAX_CLIENT_CHARS)),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(given) = given {
+                let value = HeaderValue::from_bytes(given.as_bytes()).unwrap();
+                headers.insert(header::USER_AGENT, value);
+            }
+            assert_eq!(&*client_name(&headers), kept);
+        }
+    }
 }

@@ -27,7 +27,13 @@ pub(crate) fn random_hex() -> String {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         bytes.copy_from_slice(&now.unwrap_or_default().as_nanos().to_le_bytes()[..12]);
     }
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    let digit = |b: u8| char::from_digit(u32::from(b), 16).unwrap_or('0');
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        text.push(digit(byte >> 4));
+        text.push(digit(byte & 15));
+    }
+    text
 }
 
 fn accepted(value: &HeaderValue) -> Option<String> {

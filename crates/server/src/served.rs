@@ -19,6 +19,8 @@ pub struct ServedModel {
     pub grammars: GrammarCompiler,
     /// When it was loaded or made, in seconds since 1970.
     pub created_unix: u64,
+    /// Digest of its file or files, like `sha256:…`, for the records of its usage; empty where none is known.
+    pub digest: Arc<str>,
     /// What holds where a request says nothing, and the tokens that end a turn.
     pub defaults: GenerationDefaults,
 }

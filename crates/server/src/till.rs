@@ -12,9 +12,9 @@ use mintage_ledger::limits::{
 };
 use mintage_ledger::price::KeptPrices;
 use mintage_ledger::{
-    Admission, AdmitError, Amount, Ask, Currency, Hold, KeptAnswer, Ledger, Message, Outcome,
-    Payer, Pending, Principal, Quote, Rating, Receipt, Refusal, RequestFacts, Together, TokenUsage,
-    UsageFilter,
+    Admission, AdmitError, Amount, Ask, Currency, Hold, KeptAnswer, KeysOf, Ledger, Message,
+    Outcome, Payer, Pending, Principal, Quote, Rating, Receipt, Refusal, RequestFacts, ShareAnswer,
+    SharedLimits, Together, TokenUsage, UsageFilter,
 };
 
 use crate::admin::Books;
@@ -35,13 +35,18 @@ pub struct Billing {
     pub lists: Option<Arc<KeptPrices>>,
     /// When days and months of budgets begin.
     pub calendar: Calendar,
+    /// Usage records go away after so many days, at least [`mintage_ledger::MIN_RETENTION_DAYS`]; `None` keeps them.
+    pub retention_days: Option<u64>,
 }
 
 /// What is known of a request when it asks to be let in.
 pub(crate) struct Arrival {
     pub(crate) response_id: Arc<str>,
     pub(crate) model: Arc<str>,
+    pub(crate) model_digest: Arc<str>,
     pub(crate) protocol: &'static str,
+    /// The client program as it names itself, or empty.
+    pub(crate) client: Arc<str>,
     pub(crate) prompt_tokens: u64,
     /// Of each choice, at most.
     pub(crate) max_output_tokens: u64,
@@ -94,18 +99,38 @@ fn lock(limiter: &Mutex<Limiter>) -> MutexGuard<'_, Limiter> {
 
 impl Till {
     /// With `billing`, budgets go on where the records of this month stand.
-    /// `lineage` tells under which id a key's counters lie.
-    pub(crate) fn new(billing: Option<Billing>, lineage: impl Fn(&Arc<str>) -> Arc<str>) -> Self {
+    /// `lineage` tells under which id a key's counters lie, `keys_of` which keys have theirs under an id.
+    pub(crate) fn new(
+        billing: Option<Billing>,
+        lineage: impl Fn(&Arc<str>) -> Arc<str>,
+        keys_of: Box<KeysOf>,
+    ) -> Self {
         let calendar = billing.as_ref().map(|billing| billing.calendar).unwrap_or_default();
         let mut limiter = Limiter::new(calendar);
         if let Some(billing) = &billing {
             remember(&mut limiter, billing, lineage);
         }
-        Self { billing, limiter: Arc::new(Mutex::new(limiter)), start: Instant::now() }
+        let limiter = Arc::new(Mutex::new(limiter));
+        if let Some(billing) = &billing {
+            let limiter = Arc::clone(&limiter);
+            billing.ledger.share_limits(SharedLimits { limiter, keys_of });
+        }
+        Self { billing, limiter, start: Instant::now() }
+    }
+
+    /// Whether other gateways may share the ledger.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.ledger().is_some_and(|ledger| ledger.is_shared())
     }
 
     pub(crate) fn ledger(&self) -> Option<&Arc<Ledger>> {
         self.billing.as_ref().map(|billing| &billing.ledger)
+    }
+
+    /// The ledger, and after how many days its records go away, where they do.
+    pub(crate) fn retention(&self) -> Option<(Arc<Ledger>, u64)> {
+        let billing = self.billing.as_ref()?;
+        Some((Arc::clone(&billing.ledger), billing.retention_days?))
     }
 
     /// What administration needs of it.
@@ -119,11 +144,30 @@ impl Till {
         })
     }
 
-    /// Whether a request that was refused for want of money is worth admitting again: gateways that share a ledger have
-    /// only slices of it, and a larger one came in.
-    pub(crate) async fn cover(&self, principal: &Principal, error: &ApiError) -> bool {
-        let (Some(ledger), Some(refusal)) = (self.ledger(), &error.short) else { return false };
-        ledger.cover(&principal.organisation, refusal).await
+    /// Before a request is admitted where gateways share a ledger: free quota that lies elsewhere comes here.
+    pub(crate) async fn prepare(&self, principal: &Principal, model: &str, tokens: u64) {
+        if let Some(ledger) = self.ledger() {
+            ledger.cover_free(&principal.organisation, model, tokens, unix_ms()).await;
+        }
+    }
+
+    /// Whether a request that was refused is worth admitting again: gateways that share a ledger have only slices of its
+    /// money and of limits, and a larger one came in. Where not, the refusal says when it will be.
+    pub(crate) async fn cover(&self, principal: &Principal, error: &mut ApiError) -> bool {
+        let Some(ledger) = self.ledger() else { return false };
+        if let Some(refusal) = &error.short {
+            return ledger.cover(&principal.organisation, refusal).await;
+        }
+        let Some(missing) = &error.missing else { return false };
+        match ledger.cover_share(missing).await {
+            ShareAnswer::Again => true,
+            ShareAnswer::Later(later_ms) => {
+                if let (Some(later_ms), Some(facts)) = (later_ms, &mut error.limit) {
+                    facts.retry_after_ms = Some(later_ms);
+                }
+                false
+            }
+        }
     }
 
     /// Lets a request in, or says why not. Takes microseconds; waits for nothing.
@@ -179,17 +223,18 @@ fn admission(
     rating: Arc<dyn Rating>,
     admitted_ms: u64,
 ) -> Admission {
-    let none: Arc<str> = Arc::from("");
     Admission {
         facts: RequestFacts {
             id: Arc::clone(&arrival.response_id),
             payer: Payer {
                 org: Arc::clone(&principal.organisation),
-                project: principal.project.clone().unwrap_or_else(|| Arc::clone(&none)),
+                project: principal.project.clone().unwrap_or_default(),
                 key: Arc::clone(&principal.key),
             },
             model: Arc::clone(&arrival.model),
+            model_digest: Arc::clone(&arrival.model_digest),
             protocol: Arc::from(arrival.protocol),
+            client: Arc::clone(&arrival.client),
             arrival_ms: admitted_ms,
             ..RequestFacts::default()
         },

@@ -89,7 +89,7 @@ enum PageLanguage {
 }
 
 pub(crate) fn run(settings: &Settings, args: &InvoiceArgs) -> Result<()> {
-    let (ledger, prices) = kept_ledger::open(&settings.data_dir)?;
+    let (ledger, prices) = kept_ledger::open(settings)?;
     let text = match &args.command {
         InvoiceCommand::Issue { org, month } => {
             let month = match month {

@@ -133,13 +133,13 @@ pub(crate) fn find(settings: &Settings, list: &str) -> Result<Arc<PriceVersion>>
     if list == SHIPPED_NAME || Path::new(list).is_file() {
         return Ok(Arc::new(PriceVersion::new(read(list)?)));
     }
-    let (_ledger, prices) = kept_ledger::open(&settings.data_dir)?;
+    let (_ledger, prices) = kept_ledger::open(settings)?;
     kept(&prices, list)
 }
 
 /// The list in force, or the shipped one where there is none or a running server has the ledger for itself.
 pub(crate) fn current_or_shipped(settings: &Settings) -> Result<Arc<PriceVersion>> {
-    if kept_ledger::exists(&settings.data_dir)
+    if kept_ledger::exists(settings)?
         && let Ok(current) = find(settings, CURRENT_NAME)
     {
         return Ok(current);
@@ -177,7 +177,7 @@ fn check(file: &str) -> Result<String> {
 
 fn import(settings: &Settings, list: &str) -> Result<String> {
     let document = read(list)?;
-    let (ledger, prices) = kept_ledger::open(&settings.data_dir)?;
+    let (ledger, prices) = kept_ledger::open(settings)?;
     Ok(match prices.import(&ledger, document, now_ms())? {
         Some(import) => {
             let from = utc_text(import.in_force_from_ms);
@@ -188,7 +188,7 @@ fn import(settings: &Settings, list: &str) -> Result<String> {
 }
 
 fn history(settings: &Settings) -> Result<String> {
-    let (_ledger, prices) = kept_ledger::open(&settings.data_dir)?;
+    let (_ledger, prices) = kept_ledger::open(settings)?;
     let book = prices.book();
     let current = book.in_force_at(now_ms()).map(|version| Arc::clone(version.id()));
     let row = |entry: &mintage_ledger::price::InForce| {
@@ -231,7 +231,7 @@ fn differences(settings: &Settings, before: &str, after: &str, as_json: bool) ->
 }
 
 fn what_if(settings: &Settings, list: &str, period: &Period, as_json: bool) -> Result<String> {
-    let (ledger, prices) = kept_ledger::open(&settings.data_dir)?;
+    let (ledger, prices) = kept_ledger::open(settings)?;
     let version = if list == SHIPPED_NAME || Path::new(list).is_file() {
         Arc::new(PriceVersion::new(read(list)?))
     } else {

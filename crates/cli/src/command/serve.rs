@@ -185,6 +185,12 @@ fn load_models(settings: &Settings) -> Result<Fleet> {
             grammars: GrammarCompiler::new(Arc::clone(&loaded.text), GrammarLimits::default()),
             text: loaded.text,
             created_unix: now_unix(),
+            // Files outside of the store were not hashed, which would take longer than loading them.
+            digest: model
+                .manifest
+                .map(|m| format!("sha256:{}", m.digest()))
+                .unwrap_or_default()
+                .into(),
             defaults: loaded.defaults,
         });
     }

@@ -109,7 +109,7 @@ impl Sum {
 }
 
 pub(crate) fn run(settings: &Settings, args: &UsageArgs) -> Result<()> {
-    let (ledger, _) = kept_ledger::open(&settings.data_dir)?;
+    let (ledger, _) = kept_ledger::open(settings)?;
     let id = |id: &Option<String>| id.as_deref().map(Into::into);
     let filter = args.period.filter(UsageFilter {
         org: id(&args.org),

@@ -115,6 +115,11 @@ impl Book {
         self.applied.contains_key(id)
     }
 
+    /// Whether this free quota was granted.
+    pub fn knows_grant(&self, grant: &str) -> bool {
+        self.grants.contains_key(grant)
+    }
+
     /// Applies an operation that is not part of a request. `Ok(vec![])` where the very same was applied before.
     ///
     /// # Errors

@@ -411,13 +411,9 @@ fn number(organisation: &str, month: Month) -> String {
     format!("{organisation}-{month}")
 }
 
-/// The smallest coin, pico. Currencies without smaller ones than the unit are those that ISO 4217 gives no decimals.
+/// The smallest coin, pico.
 fn coin_pico(currency: Currency) -> i128 {
-    match currency.code() {
-        "JPY" | "KRW" | "VND" | "CLP" | "ISK" | "XAF" | "XOF" | "XPF" => crate::PICO_PER_UNIT,
-        "KWD" | "BHD" | "OMR" | "JOD" | "TND" => crate::PICO_PER_UNIT / 1000,
-        _ => crate::PICO_PER_UNIT / 100,
-    }
+    crate::PICO_PER_UNIT / 10_i128.pow(u32::try_from(currency.decimals()).unwrap_or(0))
 }
 
 /// Of the document's JSON; types without maps serialise in one order and cannot fail.

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use super::{CreditNote, Invoice, InvoiceLine};
 use crate::price::utc_text;
+use crate::{Amount, Currency};
 
 /// Of the printable page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +136,7 @@ impl Invoice {
             (
                 " class=p",
                 pick("应付金额", "Payable"),
-                format!("{} {}", coins(&self.payable.to_string()), self.currency),
+                format!("{} {}", coins(self.payable, self.currency), self.currency),
             ),
         ];
         for (class, name, value) in sums {
@@ -148,7 +149,7 @@ impl Invoice {
             let _ = writeln!(
                 html,
                 "<tr><td colspan=7>{name} {number}: {reason}</td><td class=n>-{}</td></tr>",
-                coins(&note.amount.to_string())
+                coins(note.amount, note.currency)
             );
         }
         let _ = writeln!(html, "</tfoot></table>\n<p><small>{}</small></p>", language.rounding());
@@ -185,7 +186,7 @@ impl CreditNote {
             (pick("出具时间", "Issued"), utc_text(self.issued_ms)),
             (
                 pick("退还金额", "Credited"),
-                format!("{} {}", coins(&self.amount.to_string()), self.currency),
+                format!("{} {}", coins(self.amount, self.currency), self.currency),
             ),
             (pick("原因", "Reason"), escaped(&self.reason)),
         ];
@@ -211,12 +212,15 @@ fn unit_price(line: &InvoiceLine) -> String {
     line.unit_price.map(|price| price.to_string()).unwrap_or_default()
 }
 
-/// Whole coins with both their digits: `12.5` → `12.50`.
-fn coins(amount: &str) -> String {
-    match amount.split_once('.') {
-        None => format!("{amount}.00"),
-        Some((_, cents)) if cents.len() == 1 => format!("{amount}0"),
-        Some(_) => amount.to_owned(),
+/// Whole coins with all their digits: `12.5` of a currency with two decimals → `12.50`.
+fn coins(amount: Amount, currency: Currency) -> String {
+    let decimals = currency.decimals();
+    let text = amount.to_string();
+    let (units, parts) = text.split_once('.').unwrap_or((&text, ""));
+    match decimals {
+        // Never cut: what is finer than a coin shows as it is.
+        0 if parts.is_empty() => units.to_owned(),
+        _ => format!("{units}.{parts:0<decimals$}"),
     }
 }
 

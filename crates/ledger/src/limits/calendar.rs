@@ -54,6 +54,22 @@ impl Calendar {
         }
     }
 
+    /// When the period that holds this moment began, ms since 1970.
+    #[must_use]
+    pub fn begins_ms(self, period: Period, unix_ms: u64) -> u64 {
+        let first = match period {
+            Period::Day => self.days(unix_ms),
+            Period::Month => {
+                let number = self.number(Period::Month, unix_ms);
+                first_day(number.div_euclid(12), number.rem_euclid(12) + 1)
+            }
+        };
+        let begin = first
+            .saturating_mul(DAY_MS)
+            .saturating_sub(i64::from(self.utc_offset_minutes) * MINUTE_MS);
+        u64::try_from(begin).unwrap_or(0)
+    }
+
     /// Milliseconds until the period that holds this moment ends.
     #[must_use]
     pub fn ends_in_ms(self, period: Period, unix_ms: u64) -> u64 {
@@ -108,6 +124,16 @@ mod tests {
         let check = |calendar: Calendar, unix_ms: u64, month: i64, day: i64| {
             assert_eq!(calendar.number(Period::Month, unix_ms), month, "{unix_ms}");
             assert_eq!(calendar.number(Period::Day, unix_ms), day, "{unix_ms}");
+            for period in [Period::Day, Period::Month] {
+                let begin = calendar.begins_ms(period, unix_ms);
+                let number = calendar.number(period, unix_ms);
+                assert_eq!(calendar.number(period, begin.max(1)), number, "{unix_ms}");
+                assert!(begin == 0 || calendar.number(period, begin - 1) == number - 1);
+                assert_eq!(
+                    calendar.ends_in_ms(period, begin.max(1)),
+                    calendar.ends_in_ms(period, unix_ms) + unix_ms - begin.max(1)
+                );
+            }
         };
         check(utc, 0, 1970 * 12, 0);
         check(china, leap, 2024 * 12 + 1, 19_782);

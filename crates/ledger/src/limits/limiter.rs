@@ -9,15 +9,20 @@ use std::sync::Arc;
 use crate::money::Amount;
 
 use super::bucket::{Bucket, Rate};
+use super::shares::{ShareId, ShareLimit, Shares, Taken};
 use super::spend::{Numbers, Spend, Sum};
 use super::{
-    BudgetEffect, BudgetLimit, Calendar, Level, LimitKind, LimitRefusal, Party, Period, RateRule,
+    Budget, BudgetEffect, BudgetLimit, Calendar, Level, LimitKind, LimitRefusal, Missing, Party,
+    Period, RateRule,
 };
 
 /// Counters of rates beyond which idle ones are looked for.
 const SWEEP_AT: usize = 4096;
 /// How soon to ask again for a place among the requests in flight.
 const IN_FLIGHT_RETRY_MS: u64 = 1000;
+
+/// How soon to ask again for more of a rate that gateways share.
+const SHARE_RETRY_MS: u64 = 1000;
 
 /// The moment of a decision, by both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +138,7 @@ impl Rates {
 pub struct Pass {
     rates: Vec<(CounterId, Rates)>,
     spends: Vec<CounterId>,
+    shares: Vec<Taken>,
     tokens: u64,
     amount: Amount,
     numbers: Numbers,
@@ -145,6 +151,8 @@ pub struct Limiter {
     rates: HashMap<CounterId, Counters>,
     spends: HashMap<CounterId, Spend>,
     models: HashMap<String, Arc<str>>,
+    /// Where limits are kept together with other gateways.
+    shares: Option<Shares>,
 }
 
 impl Limiter {
@@ -152,6 +160,24 @@ impl Limiter {
     #[must_use]
     pub fn new(calendar: Calendar) -> Self {
         Self { calendar, ..Self::default() }
+    }
+
+    /// Limits hold over several gateways from now on: requests are admitted on shares of them, which begin at nothing.
+    pub fn share(&mut self) {
+        self.shares.get_or_insert_default();
+    }
+
+    /// More of a limit may be given away here.
+    pub fn grant_share(&mut self, share: ShareId, amount: i128) {
+        if let Some(shares) = &mut self.shares {
+            shares.grant(share, amount);
+        }
+    }
+
+    /// What goes back to be divided anew: shares that nobody used since the last call, those that are `wanted`
+    /// elsewhere, and debts.
+    pub fn give_back_shares(&mut self, wanted: impl Fn(&ShareId) -> bool) -> Vec<(ShareId, i128)> {
+        self.shares.as_mut().map_or_else(Vec::new, |shares| shares.give_back(wanted))
     }
 
     /// Whether all rules of all `parties` let the request in. Counts nothing.
@@ -206,7 +232,26 @@ impl Limiter {
             allowed: i128::from(allowed),
             retry_after_ms,
             standings: Standings::default(),
+            missing: None,
         };
+        if let Some(shares) = &self.shares {
+            for (kind, limit, need) in shared_rates(rates, ask) {
+                let id = self.share_id(party, model, kind, 0);
+                if let Some(missing) = shares.missing(&id, limit, need) {
+                    let (allowed, retry_ms) = match limit {
+                        ShareLimit::Rate { per_minute, capacity } => {
+                            (capacity, (per_minute > 0).then_some(SHARE_RETRY_MS))
+                        }
+                        ShareLimit::Total(most) => {
+                            let most = u64::try_from(most).unwrap_or(u64::MAX);
+                            (most, (most > 0).then_some(IN_FLIGHT_RETRY_MS))
+                        }
+                    };
+                    note(refuse(kind, allowed, retry_ms).missing(missing));
+                }
+            }
+            return;
+        }
         let buckets = [
             (LimitKind::Requests, counters.requests, rates.requests, 1),
             (LimitKind::RequestBurst, counters.request_burst, rates.request_burst, 1),
@@ -233,8 +278,7 @@ impl Limiter {
         ask: Ask<'_>,
         note: &mut impl FnMut(LimitRefusal),
     ) {
-        let hard = party.policy.budgets.iter().filter(|b| b.effect == BudgetEffect::Hard);
-        for budget in hard {
+        for budget in hard(party) {
             let Some(model) = budget.models.counted_under(ask.model) else { continue };
             let number = self.calendar.number(budget.period, now.unix_ms);
             let slot = self
@@ -242,22 +286,28 @@ impl Limiter {
                 .get(&self.counter_id(party, model))
                 .map(|spend| spend.of(budget.period, number))
                 .unwrap_or_default();
-            let (kind, allowed, after) = match budget.limit {
-                BudgetLimit::Tokens(limit) => (
-                    LimitKind::TokenBudget(budget.period),
-                    i128::from(limit),
-                    i128::from(slot.spent.tokens)
-                        + i128::from(slot.held.tokens)
-                        + i128::from(ask.tokens),
-                ),
-                BudgetLimit::Money(limit) => (
-                    LimitKind::MoneyBudget(budget.period),
-                    limit.pico(),
-                    slot.spent.pico + slot.held.pico + ask.amount.pico(),
-                ),
+            let (kind, allowed, asked) = shared_budget(budget, ask);
+            let missing = self.shares.as_ref().map(|shares| {
+                let id = self.share_id(party, model, kind, number);
+                let missing = shares.missing(&id, ShareLimit::Total(allowed), asked)?;
+                let from_ms = self.calendar.begins_ms(budget.period, now.unix_ms);
+                let left_ms = self.calendar.ends_in_ms(budget.period, now.unix_ms);
+                let period_ms = Some((from_ms, now.unix_ms.saturating_add(left_ms)));
+                Some(Missing { period_ms, ..missing })
+            });
+            let after = match budget.limit {
+                BudgetLimit::Tokens(_) => {
+                    i128::from(slot.spent.tokens) + i128::from(slot.held.tokens) + asked
+                }
+                BudgetLimit::Money(_) => slot.spent.pico + slot.held.pico + asked,
             };
-            if after > allowed {
+            let is_refused = match &missing {
+                None => after > allowed,
+                Some(missing) => missing.is_some(),
+            };
+            if is_refused {
                 note(LimitRefusal {
+                    missing: missing.flatten(),
                     level: party.level,
                     party: Arc::clone(&party.id),
                     model: model.map(str::to_owned),
@@ -278,6 +328,7 @@ impl Limiter {
         let mut pass = Pass {
             rates: Vec::new(),
             spends: Vec::with_capacity(2 * parties.len()),
+            shares: self.take_shares(now, parties, ask),
             tokens: ask.tokens,
             amount: ask.amount,
             numbers: self.numbers(now.unix_ms),
@@ -308,15 +359,54 @@ impl Limiter {
         pass
     }
 
+    /// What a request has of each share, where limits are shared.
+    fn take_shares(&mut self, now: Now, parties: &[Party], ask: Ask<'_>) -> Vec<Taken> {
+        if self.shares.is_none() {
+            return Vec::new();
+        }
+        let mut wanted = Vec::new();
+        for party in parties {
+            for rule in &party.policy.rates {
+                let Some(model) = rule.models.counted_under(ask.model) else { continue };
+                for (kind, _, need) in shared_rates(Rates::of(rule), ask) {
+                    wanted.push((self.share_id(party, model, kind, 0), need));
+                }
+            }
+            for budget in hard(party) {
+                let Some(model) = budget.models.counted_under(ask.model) else { continue };
+                let number = self.calendar.number(budget.period, now.unix_ms);
+                let (kind, _, need) = shared_budget(budget, ask);
+                wanted.push((self.share_id(party, model, kind, number), need));
+            }
+        }
+        let Some(shares) = &mut self.shares else { return Vec::new() };
+        wanted.into_iter().map(|(id, need)| shares.take(id, need)).collect()
+    }
+
+    fn share_id(
+        &self,
+        party: &Party,
+        model: Option<&str>,
+        kind: LimitKind,
+        number: i64,
+    ) -> ShareId {
+        let CounterId { level, party, model } = self.counter_id(party, model);
+        ShareId { level, party, model, kind, number }
+    }
+
     /// Counts what a request really used instead of what it reserved. Tells which budgets of `parties` that used up.
     pub fn settle(
         &mut self,
         now: Now,
         parties: &[Party],
         model: &str,
-        pass: Pass,
+        mut pass: Pass,
         used: Used,
     ) -> Vec<BudgetReached> {
+        if let Some(shares) = &mut self.shares {
+            let taken = std::mem::take(&mut pass.shares);
+            shares.settle(taken, Some((used.tokens, used.amount)));
+        }
         let before = Sum { pico: used.amount.pico(), tokens: used.tokens };
         self.give_back(now, &pass, used, 0);
         let mut reached = Vec::new();
@@ -353,7 +443,10 @@ impl Limiter {
     }
 
     /// Forgets a request that used nothing: it does not count as a request either.
-    pub fn cancel(&mut self, now: Now, pass: Pass) {
+    pub fn cancel(&mut self, now: Now, mut pass: Pass) {
+        if let Some(shares) = &mut self.shares {
+            shares.settle(std::mem::take(&mut pass.shares), None);
+        }
         self.give_back(now, &pass, Used::default(), 1);
     }
 
@@ -462,6 +555,45 @@ impl Limiter {
 
     fn sweep(&mut self, now: Now) {
         self.rates.retain(|_, counters| !counters.is_idle(now));
+    }
+}
+
+/// Budgets that refuse.
+fn hard(party: &Party) -> impl Iterator<Item = &Budget> {
+    party.policy.budgets.iter().filter(|budget| budget.effect == BudgetEffect::Hard)
+}
+
+/// What a request takes of the shares of a rule.
+fn shared_rates(rates: Rates, ask: Ask<'_>) -> impl Iterator<Item = (LimitKind, ShareLimit, i128)> {
+    let flow = |kind, rate: Option<Rate>, amount: u64| {
+        let rate = rate?;
+        let limit = ShareLimit::Rate { per_minute: rate.per_minute, capacity: rate.capacity };
+        // At least one, so that a rate of nothing admits nothing.
+        let need = rate.wanted(amount).max(u64::from(amount > 0));
+        Some((kind, limit, i128::from(need)))
+    };
+    let in_flight =
+        rates.in_flight.map(|most| (LimitKind::InFlight, ShareLimit::Total(i128::from(most)), 1));
+    let all = [
+        flow(LimitKind::Requests, rates.requests, 1),
+        flow(LimitKind::RequestBurst, rates.request_burst, 1),
+        flow(LimitKind::Tokens, rates.tokens, ask.tokens),
+        flow(LimitKind::TokenBurst, rates.token_burst, ask.tokens),
+        in_flight,
+    ];
+    all.into_iter().flatten()
+}
+
+/// What a request takes of the share of a budget: which, of how much, how much.
+fn shared_budget(budget: &Budget, ask: Ask<'_>) -> (LimitKind, i128, i128) {
+    let period = budget.period;
+    match budget.limit {
+        BudgetLimit::Tokens(limit) => {
+            (LimitKind::TokenBudget(period), i128::from(limit), i128::from(ask.tokens))
+        }
+        BudgetLimit::Money(limit) => {
+            (LimitKind::MoneyBudget(period), limit.pico(), ask.amount.pico())
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod calendar;
 mod limiter;
 mod policy;
 mod refusal;
+mod shares;
 mod spend;
 
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use policy::{
     Budget, BudgetEffect, BudgetLimit, MAX_RULES, ModelChoice, Policy, PolicyError, RateRule,
 };
 pub use refusal::{LimitKind, LimitRefusal};
+pub use shares::{Missing, ShareId, ShareLimit};
 
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Level, Period, Standings};
+use super::{Level, Missing, Period, Standings};
 
 /// Which kind of limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +57,8 @@ pub struct LimitRefusal {
     pub retry_after_ms: Option<u64>,
     /// What is left, for headers.
     pub standings: Standings,
+    /// What this gateway lacks of a limit that it shares with others; asking for it may help.
+    pub missing: Option<Missing>,
 }
 
 impl fmt::Display for LimitRefusal {

@@ -13,14 +13,17 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::allowance::SHORT;
 use super::connect::Session;
+use super::dividing::{Dividing, ShareAnswer, SharedLimits};
 use super::pool::{self, Claimed, Pool, PoolAccount, Purse, lease_account};
 use super::read::Remote;
 use super::slice::Spending;
 use super::store::{PostgresStore, Tenure};
 use super::{PostgresError, PostgresUrl};
-use crate::book::Operation;
+use crate::book::{Operation, TOKENS};
 use crate::ledger::{Ledger, now_ms};
+use crate::limits::Missing;
 use crate::money::Amount;
 use crate::store::Work;
 use crate::writer::{Shared, Unavailable};
@@ -39,6 +42,8 @@ const EXCESS_EVERY: Duration = Duration::from_secs(1);
 const PROMISE: Duration = Duration::from_millis(50);
 /// How long it is known that there is nothing.
 const DRY: Duration = Duration::from_millis(100);
+/// ... and that a free quota is used up.
+const QUOTA_DRY: Duration = Duration::from_secs(2);
 /// Without renewal for so long nothing is admitted any more: well before others may take the stream over.
 const LEASE_SAFE: Duration = Duration::from_millis(8000);
 /// Requests that may wait for larger slices.
@@ -50,6 +55,12 @@ enum Command {
     Cover(Purse, Amount, oneshot::Sender<bool>),
     /// Operations and documents for the pool.
     Write(Box<Work>, mpsc::SyncSender<Result<(), PostgresError>>),
+    /// A request lacks a share of a limit.
+    Share(Missing, oneshot::Sender<ShareAnswer>),
+    /// Limits are shared from now on.
+    Limits(SharedLimits),
+    /// A request with this scope and idempotency key has ended.
+    Release(Arc<str>, Arc<str>),
     /// Another gateway said something.
     Heard(String),
     /// Give everything back and end.
@@ -61,6 +72,7 @@ type Listener = Box<dyn Fn(&str) + Send + Sync>;
 
 /// The thread's handle.
 pub(crate) struct Agent {
+    tenure: Tenure,
     commands: mpsc::Sender<Command>,
     reader: Remote,
     listeners: Arc<RwLock<Vec<Listener>>>,
@@ -83,7 +95,7 @@ impl Agent {
             .spawn(move || work.run())
             .map_err(|e| PostgresError::Unfit(format!("no thread: {e}")))?;
         let reader = Remote::open(url, "balances")?;
-        Ok(Self { commands, reader, listeners, thread: Some(thread) })
+        Ok(Self { tenure, commands, reader, listeners, thread: Some(thread) })
     }
 
     /// Whether it is worth asking the book again: a larger slice came in.
@@ -101,6 +113,37 @@ impl Agent {
         let command = Command::Write(Box::new(work), done);
         self.commands.send(command).map_err(|_| ended())?;
         answer.recv().map_err(|_| ended())?
+    }
+
+    /// More of a limit, or why not.
+    pub(crate) fn share(&self, missing: Missing) -> oneshot::Receiver<ShareAnswer> {
+        let (done, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Share(missing, done));
+        answer
+    }
+
+    /// Limits are divided among gateways from now on.
+    pub(crate) fn share_limits(&self, limits: SharedLimits) {
+        let _ = self.commands.send(Command::Limits(limits));
+    }
+
+    /// Takes an idempotency key for a request, unless one that runs at any gateway has it.
+    pub(crate) fn take_key(
+        &self,
+        scope: &Arc<str>,
+        key: &Arc<str>,
+        body_digest: [u8; 32],
+    ) -> Result<KeyTaken, PostgresError> {
+        let (scope, key, tenure) = (scope.clone(), key.clone(), self.tenure);
+        let place = (scope.clone(), key.clone());
+        let known = self
+            .reader
+            .run(move |session| take_key(session, tenure, &place.0, &place.1, body_digest))?;
+        Ok(match known {
+            None => KeyTaken::Ours(TakenKey { commands: self.commands.clone(), scope, key }),
+            Some(known) if known == body_digest => KeyTaken::InFlight,
+            Some(_) => KeyTaken::OtherBody,
+        })
     }
 
     /// The account over all gateways.
@@ -125,6 +168,69 @@ impl Agent {
             let _ = thread.join();
         }
     }
+}
+
+/// What taking an idempotency key came to.
+pub(crate) enum KeyTaken {
+    /// No request that runs has it.
+    Ours(TakenKey),
+    /// One with the same body has it.
+    InFlight,
+    /// One with another body has it.
+    OtherBody,
+}
+
+/// An idempotency key that this gateway has; given back when dropped.
+pub(crate) struct TakenKey {
+    commands: mpsc::Sender<Command>,
+    scope: Arc<str>,
+    key: Arc<str>,
+}
+
+impl std::fmt::Debug for TakenKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TakenKey").finish_non_exhaustive()
+    }
+}
+
+impl Drop for TakenKey {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Release(self.scope.clone(), self.key.clone()));
+    }
+}
+
+/// `None` where the key is taken now; else the digest of the body of the request that has it.
+fn take_key(
+    session: &mut Session,
+    tenure: Tenure,
+    scope: &str,
+    key: &str,
+    body_digest: [u8; 32],
+) -> Result<Option<[u8; 32]>, PostgresError> {
+    let mut transaction = session.client().transaction()?;
+    // Rows of gateways that have ended or begun anew stand in nobody's way.
+    let taken = transaction.execute(
+        "INSERT INTO mintage.answering (scope, key, body_digest, stream, epoch)
+         VALUES ($1, $2, $3, $4, $5)
+         ON CONFLICT (scope, key) DO UPDATE
+         SET body_digest = EXCLUDED.body_digest, stream = EXCLUDED.stream, epoch = EXCLUDED.epoch
+         WHERE NOT EXISTS (SELECT 1 FROM mintage.stream s WHERE s.id = mintage.answering.stream
+             AND s.epoch = mintage.answering.epoch AND s.live AND s.expires > now())",
+        &[&scope, &key, &&body_digest[..], &tenure.stream, &tenure.epoch],
+    )?;
+    let known = match taken {
+        0 => {
+            let row = transaction.query_opt(
+                "SELECT body_digest FROM mintage.answering WHERE scope = $1 AND key = $2",
+                &[&scope, &key],
+            )?;
+            // Given back just now: as good as in flight, for who asks again finds the answer.
+            Some(row.map_or(Ok(body_digest), |row| super::rows::digest(&row, 0))?)
+        }
+        _ => None,
+    };
+    transaction.commit()?;
+    Ok(known)
 }
 
 /// Hears what gateways tell each other, on a connection of its own.
@@ -201,6 +307,9 @@ struct Working {
     start: Instant,
     renewed: Instant,
     waiting: usize,
+    dividing: Dividing,
+    /// Idempotency keys of requests that have ended.
+    released: Vec<(Arc<str>, Arc<str>)>,
 }
 
 impl Working {
@@ -224,8 +333,11 @@ impl Working {
             start: now,
             renewed: now,
             waiting: 0,
+            dividing: Dividing::default(),
+            released: Vec::new(),
         };
         let mut pool = Pool::open(url, tenure)?;
+        pool.tidy()?;
         // What was leased by an earlier process and never came into its log.
         for (purse, leased, received) in pool.leased()? {
             let lost = leased.checked_sub(received).unwrap_or_default();
@@ -240,7 +352,8 @@ impl Working {
     fn run(&mut self) {
         let mut looked = Instant::now();
         loop {
-            let pause = if self.waiting > 0 { CLAIM_RETRY } else { TICK };
+            let is_waited_for = self.waiting > 0 || self.dividing.is_waiting();
+            let pause = if is_waited_for { CLAIM_RETRY } else { TICK };
             let closing = match self.queue.recv_timeout(pause) {
                 Ok(Command::Close) | Err(mpsc::RecvTimeoutError::Disconnected) => true,
                 Ok(command) => {
@@ -257,7 +370,7 @@ impl Working {
             let outcome = if closing {
                 self.give_all_back()
             } else {
-                self.serve_all(now).and_then(|()| {
+                self.serve_all(now).and_then(|()| self.divide(now)).and_then(|()| {
                     if now.duration_since(looked) < TICK {
                         return Ok(());
                     }
@@ -302,6 +415,9 @@ impl Working {
                 }
                 let _ = done.send(outcome);
             }
+            Command::Share(missing, done) => self.dividing.ask(missing, done),
+            Command::Limits(limits) => self.dividing.begin(limits),
+            Command::Release(scope, key) => self.released.push((scope, key)),
             Command::Heard(word) => self.hear(&word),
             Command::Close => {}
         }
@@ -319,6 +435,7 @@ impl Working {
                     let _ = self.learn_grants();
                 }
             }
+            Some((SHORT, name)) => self.dividing.heard_of_want(name),
             Some(("document", kind)) => {
                 let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
                 listeners.iter().for_each(|listener| listener(kind));
@@ -356,6 +473,26 @@ impl Working {
         Ok(())
     }
 
+    /// Shares of limits, and idempotency keys that are free again.
+    fn divide(&mut self, now: Instant) -> Result<(), PostgresError> {
+        self.dividing.expire(now);
+        let mut dividing = std::mem::take(&mut self.dividing);
+        let released = std::mem::take(&mut self.released);
+        let outcome = self.pool().and_then(|pool| {
+            for (scope, key) in &released {
+                pool.release_key(scope, key)?;
+            }
+            dividing.look_after(pool, now)?;
+            dividing.serve(pool, now)
+        });
+        self.dividing = dividing;
+        if outcome.is_err() {
+            // Twice does no harm.
+            self.released.extend(released);
+        }
+        outcome
+    }
+
     /// Gets the first that waits what it needs, and with it whoever else it suffices for.
     fn serve(&mut self, purse: &Purse, now: Instant) -> Result<(), PostgresError> {
         self.expire(purse, now);
@@ -381,8 +518,16 @@ impl Working {
             }
             Claimed::Waiting => {}
             Claimed::Insufficient { .. } => {
+                let is_quota = *purse.asset == *TOKENS;
+                if is_quota {
+                    // Free tokens that do not suffice are used all the same: money pays for the others.
+                    let rest = self.pool()?.account(purse)?.unleased;
+                    if rest.pico() > 0 {
+                        self.lease(purse, rest, rest)?;
+                    }
+                }
                 let slice = self.slices.entry(purse.clone()).or_default();
-                slice.dry = Some((need, now + DRY));
+                slice.dry = Some((need, now + if is_quota { QUOTA_DRY } else { DRY }));
                 let before = slice.waiters.len();
                 let (refused, kept) =
                     slice.waiters.drain(..).partition(|waiter| waiter.need >= need);
@@ -525,6 +670,8 @@ impl Working {
     }
 
     fn give_all_back(&mut self) -> Result<(), PostgresError> {
+        let mut dividing = std::mem::take(&mut self.dividing);
+        dividing.end(self.pool()?)?;
         let (shared, lease) = (self.shared.clone(), self.lease.clone());
         drain(&shared, &lease, self.pool()?)
     }

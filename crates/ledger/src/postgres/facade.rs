@@ -3,15 +3,17 @@
 //! Requests are admitted in memory as always, on this gateway's slices; only where those do not suffice
 //! [`Ledger::cover`] asks the pool. Top-ups and documents go to the pool, whoever serves them.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::agent::Agent;
+use super::dividing::{ShareAnswer, SharedLimits};
 use super::pool::Purse;
 use super::store::PostgresStore;
 use super::{PostgresError, PostgresUrl};
-use crate::book::{Balance, Refusal};
+use crate::book::{Balance, Refusal, TOKENS};
 use crate::ledger::{Ledger, LedgerError, Pending};
-use crate::money::Currency;
+use crate::limits::Missing;
+use crate::money::{Amount, Currency};
 use crate::store::Work;
 
 impl From<PostgresError> for LedgerError {
@@ -45,6 +47,42 @@ impl Ledger {
         let Refusal::InsufficientBalance { needed, currency, .. } = refusal else { return false };
         let Some(agent) = &self.agent else { return false };
         agent.cover(purse(org, *currency), *needed).await.unwrap_or(false)
+    }
+
+    /// Whether other gateways may share it.
+    pub fn is_shared(&self) -> bool {
+        self.agent.is_some()
+    }
+
+    /// Divides limits among the gateways of a shared ledger from now on; with a ledger of its own nothing changes.
+    pub fn share_limits(&self, limits: SharedLimits) {
+        let Some(agent) = &self.agent else { return };
+        limits.limiter.lock().unwrap_or_else(PoisonError::into_inner).share();
+        agent.share_limits(limits);
+    }
+
+    /// Asks for more of a limit than is here. Waits, bounded; a ledger of its own says at once that there is no more.
+    pub async fn cover_share(&self, missing: &Missing) -> ShareAnswer {
+        let Some(agent) = &self.agent else { return ShareAnswer::Later(None) };
+        agent.share(missing.clone()).await.unwrap_or(ShareAnswer::Later(None))
+    }
+
+    /// Gets free quota for `tokens` of a model from the pool, where there is any and too little is here. Waits, bounded.
+    pub async fn cover_free(&self, org: &str, model: &str, tokens: u64, now_ms: u64) {
+        let Some(agent) = &self.agent else { return };
+        let grants = self.memory().lock().book.grant_accounts(org, model, now_ms);
+        let here: u64 = grants.iter().map(|(_, left)| *left).fold(0, u64::saturating_add);
+        let missing = tokens.saturating_sub(here);
+        for (account, left) in grants {
+            if missing == 0 {
+                return;
+            }
+            let purse = Purse { account, asset: TOKENS.into() };
+            let need = Amount::from_pico(i128::from(left) + i128::from(missing));
+            if agent.cover(purse, need).await.unwrap_or(false) {
+                return;
+            }
+        }
     }
 
     /// What an organisation can spend over all gateways; `held` is what requests of this gateway reserve. Asks the

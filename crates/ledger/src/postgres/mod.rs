@@ -12,8 +12,10 @@
 //! itself checks; nothing is written to a stream that is not live.
 
 mod agent;
+mod allowance;
 mod connect;
 mod directory;
+mod dividing;
 mod facade;
 mod migrate;
 mod pool;
@@ -24,11 +26,13 @@ mod slice;
 mod store;
 mod verify;
 
-pub(crate) use agent::Agent;
+pub(crate) use agent::{Agent, KeyTaken, TakenKey};
 pub use connect::{PostgresError, PostgresUrl};
 pub(crate) use directory::SharedDirectory;
+pub use dividing::{KeysOf, ShareAnswer, SharedLimits};
 pub use migrate::{export_shared, migrate_file, verify_shared};
 pub use pool::{Claimed, Pool, PoolAccount, Purse};
 pub use read::PostgresReader;
+pub(crate) use rows::log_of;
 pub use slice::Spending;
 pub use store::{LEASE_TTL, PostgresStore, Tenure};

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use postgres::Transaction;
 use postgres::types::ToSql;
 
+use super::allowance::{self, Allowed};
 use super::connect::Session;
 use super::rows::{column, damaged, digest, get, numeric, text, unsigned};
 use super::slice::spare;
 use super::store::{LEASE_TTL, Tenure, Written, sums_of, write};
 use super::{PostgresError, PostgresUrl};
 use crate::book::{Book, Entry, EntryKind, Operation, TOKENS};
+use crate::limits::{Missing, ShareId};
 use crate::money::{Amount, Currency};
 use crate::store::{Batch, Document, Work, chain};
 
@@ -117,6 +119,7 @@ impl Pool {
             messages: work.messages.clone(),
             deliveries: work.deliveries.clone(),
             answers: work.answers.clone(),
+            prune: work.prune.clone(),
             ..Work::default()
         };
         write_documents(&mut transaction, beside)?;
@@ -179,6 +182,56 @@ impl Pool {
         })?;
         // Nobody ever put anything in.
         Ok(outcome.unwrap_or(Claimed::Insufficient { available: Amount::ZERO }))
+    }
+
+    /// Hands out a share of a limit; see [`allowance::allow`].
+    pub(super) fn allow(
+        &mut self,
+        missing: &Missing,
+        want: i128,
+        keys: &[String],
+    ) -> Result<Allowed, PostgresError> {
+        let mut transaction = self.session.client().transaction()?;
+        let allowed = allowance::allow(&mut transaction, self.tenure, missing, want, keys)?;
+        transaction.commit()?;
+        Ok(allowed)
+    }
+
+    /// Takes shares of limits back, all at once.
+    pub(super) fn restore(&mut self, shares: &[(ShareId, i128)]) -> Result<(), PostgresError> {
+        if shares.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.session.client().transaction()?;
+        for (share, amount) in shares {
+            allowance::give_back(&mut transaction, self.tenure, share, *amount)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Forgets what nothing refers to any more: limits of long ago, keys of this gateway's earlier processes.
+    pub(super) fn tidy(&mut self) -> Result<(), PostgresError> {
+        let Tenure { stream, epoch } = self.tenure;
+        let mut transaction = self.session.client().transaction()?;
+        allowance::forget(&mut transaction)?;
+        transaction.execute(
+            "DELETE FROM mintage.answering WHERE stream = $1 AND epoch < $2",
+            &[&stream, &epoch],
+        )?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// The request with this idempotency key has ended.
+    pub(super) fn release_key(&mut self, scope: &str, key: &str) -> Result<(), PostgresError> {
+        let Tenure { stream, epoch } = self.tenure;
+        self.session.client().execute(
+            "DELETE FROM mintage.answering
+             WHERE scope = $1 AND key = $2 AND stream = $3 AND epoch = $4",
+            &[&scope, &key, &stream, &epoch],
+        )?;
+        Ok(())
     }
 
     /// Stops waiting.
@@ -522,7 +575,7 @@ fn lock_purse(
 }
 
 /// Refuses what a gateway asks for that does not have its stream any more.
-fn live(transaction: &mut Transaction<'_>, tenure: Tenure) -> Result<(), PostgresError> {
+pub(super) fn live(transaction: &mut Transaction<'_>, tenure: Tenure) -> Result<(), PostgresError> {
     let row = transaction.query_opt(
         "SELECT 1 FROM mintage.stream WHERE id = $1 AND epoch = $2 AND live FOR KEY SHARE",
         &[&tenure.stream, &tenure.epoch],
@@ -530,7 +583,7 @@ fn live(transaction: &mut Transaction<'_>, tenure: Tenure) -> Result<(), Postgre
     row.map(|_| ()).ok_or(PostgresError::Fenced)
 }
 
-fn gateways(transaction: &mut Transaction<'_>) -> Result<i64, PostgresError> {
+pub(super) fn gateways(transaction: &mut Transaction<'_>) -> Result<i64, PostgresError> {
     let row = transaction.query_one(
         "SELECT count(*) FROM mintage.stream
          WHERE kind = 'gateway' AND live AND expires > now()",

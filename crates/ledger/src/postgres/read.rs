@@ -22,6 +22,11 @@ use crate::store::{
     StoreError, UsageFilter, Verified, answer_sum, chain,
 };
 
+/// A message is sent by one gateway for so long, unless that says so again; far longer than an attempt takes.
+const MESSAGE_CLAIM_S: f64 = 60.0;
+/// Messages that one gateway takes on at once.
+const MESSAGES_PER_CLAIM: u64 = 256;
+
 type Job = Box<dyn FnOnce(&mut Option<Session>) + Send>;
 
 /// A connection on a thread of its own. The thread ends when this is dropped.
@@ -95,6 +100,8 @@ fn attempt<T>(
 /// Reads through a connection of its own.
 pub struct PostgresReader {
     remote: Remote,
+    /// The gateway whose messages are to be sent; without one, messages are only shown.
+    stream: Option<i64>,
 }
 
 impl PostgresReader {
@@ -103,7 +110,13 @@ impl PostgresReader {
     /// # Errors
     /// The database cannot be reached or is not fit.
     pub fn open(url: &PostgresUrl) -> Result<Self, PostgresError> {
-        Ok(Self { remote: Remote::open(url, "reader")? })
+        Ok(Self { remote: Remote::open(url, "reader")?, stream: None })
+    }
+
+    /// The same for the gateway of a stream: messages that it reads, no other gateway reads meanwhile.
+    #[must_use]
+    pub fn for_gateway(self, stream: i64) -> Self {
+        Self { stream: Some(stream), ..self }
     }
 }
 
@@ -114,6 +127,14 @@ impl Reader for PostgresReader {
     ) -> Result<Vec<(u64, crate::UsageRecord)>, StoreError> {
         let filter = filter.clone();
         Ok(self.remote.run(move |session| usage_records(session.client(), &filter))?)
+    }
+
+    fn records_before(
+        &mut self,
+        before_ms: u64,
+        limit: usize,
+    ) -> Result<(Vec<u64>, u64), StoreError> {
+        Ok(self.remote.run(move |session| records_before(session.client(), before_ms, limit))?)
     }
 
     fn log(&mut self, after: u64, limit: usize) -> Result<Vec<LogLine>, StoreError> {
@@ -144,7 +165,11 @@ impl Reader for PostgresReader {
 
     fn due_messages(&mut self, now_ms: u64, limit: usize) -> Result<Vec<Outgoing>, StoreError> {
         let limit = limit.min(MAX_RECORDS_PER_READ) as u64;
-        Ok(self.remote.run(move |session| messages(session.client(), now_ms, limit))?)
+        let stream = self.stream;
+        Ok(self.remote.run(move |session| match stream {
+            Some(stream) => claimed_messages(session.client(), stream, now_ms, limit),
+            None => messages(session.client(), now_ms, limit),
+        })?)
     }
 
     fn answer(
@@ -197,6 +222,33 @@ fn usage_records(
     client.query(&sql, &values)?.iter().map(usage).collect()
 }
 
+fn records_before(
+    client: &mut Client,
+    before_ms: u64,
+    limit: usize,
+) -> Result<(Vec<u64>, u64), PostgresError> {
+    let streams = client.query("SELECT DISTINCT stream FROM mintage.usage", &[])?;
+    let (mut all, mut count) = (Vec::new(), 0);
+    for stream in &streams {
+        let stream: i64 = get(stream, 0)?;
+        let rows = client.query(
+            "SELECT u.seq, l.at_ms FROM mintage.usage u JOIN mintage.log l USING (stream, seq)
+             WHERE u.stream = $1 ORDER BY u.seq LIMIT $2",
+            &[&stream, &column(limit as u64)],
+        )?;
+        let mut upto = None;
+        for row in &rows {
+            if unsigned(row, 1)? >= before_ms {
+                break;
+            }
+            upto = Some(number(stream, get(row, 0)?));
+            count += 1;
+        }
+        all.extend(upto);
+    }
+    Ok((all, count))
+}
+
 fn log(client: &mut Client, after: u64, limit: u64) -> Result<Vec<LogLine>, PostgresError> {
     let (stream, seq) = place(after);
     let sql = format!(
@@ -230,7 +282,36 @@ pub(super) fn messages(
          ORDER BY due_ms, number LIMIT $2",
         &[&column(now_ms), &column(limit)],
     )?;
-    let outgoing = |row| {
+    rows.iter().map(outgoing).collect()
+}
+
+/// Those that this gateway is to send: nobody else reads them until its claim ends, which reading them again prolongs.
+fn claimed_messages(
+    client: &mut impl GenericClient,
+    stream: i64,
+    now_ms: u64,
+    limit: u64,
+) -> Result<Vec<Outgoing>, PostgresError> {
+    let limit = limit.min(MESSAGES_PER_CLAIM);
+    let rows = client.query(
+        "WITH due AS (
+             SELECT number FROM mintage.outbox
+             WHERE due_ms <= $1
+               AND (claimed_by = $3 OR claimed_until IS NULL OR claimed_until < now())
+             ORDER BY due_ms, number LIMIT $2 FOR UPDATE SKIP LOCKED)
+         UPDATE mintage.outbox o
+         SET claimed_by = $3, claimed_until = now() + $4 * interval '1 second'
+         FROM due WHERE o.number = due.number
+         RETURNING o.number, o.topic, o.body, o.due_ms, o.attempts, o.sum",
+        &[&column(now_ms), &column(limit), &stream, &MESSAGE_CLAIM_S],
+    )?;
+    let mut all = rows.iter().map(outgoing).collect::<Result<Vec<_>, _>>()?;
+    all.sort_by_key(|outgoing| (outgoing.message.due_ms, outgoing.number));
+    Ok(all)
+}
+
+fn outgoing(row: &Row) -> Result<Outgoing, PostgresError> {
+    {
         let message =
             Message { topic: text(row, 1)?, body: get(row, 2)?, due_ms: unsigned(row, 3)? };
         let attempts: i32 = get(row, 4)?;
@@ -246,8 +327,7 @@ pub(super) fn messages(
             return Err(damaged(format!("message {number} of the outbox is not what was written")));
         }
         Ok(outgoing)
-    };
-    rows.iter().map(outgoing).collect()
+    }
 }
 
 pub(super) fn answer(row: &Row) -> Result<KeptAnswer, PostgresError> {

@@ -29,6 +29,11 @@ pub(super) fn place(number: u64) -> (i64, i64) {
     (column(number >> PLACE_BITS), column(place))
 }
 
+/// The log of a line, by its number.
+pub(crate) fn log_of(number: u64) -> u64 {
+    number >> PLACE_BITS
+}
+
 /// As a column: PostgreSQL's integers are signed.
 pub(super) fn column(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)

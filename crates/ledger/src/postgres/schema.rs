@@ -5,7 +5,7 @@ use super::PostgresError;
 use super::connect::Session;
 
 /// Migrations in order. One that was released never changes.
-const MIGRATIONS: [&str; 1] = [include_str!("0001.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("0001.sql"), include_str!("0002.sql")];
 /// Names the lock under which migrations run ("mint").
 const LOCK: i64 = 0x6d69_6e74;
 

@@ -16,7 +16,7 @@ use super::connect::Session;
 use super::read::{self, PostgresReader};
 use super::rows::{
     LOG_COLUMNS, LOG_TYPES, USAGE_COLUMNS, USAGE_TYPES, column, damaged, digest, get, line_values,
-    linked, numeric, text, unsigned, usage_values,
+    linked, numeric, place, text, unsigned, usage_values,
 };
 use super::{PostgresError, PostgresUrl, schema};
 use crate::book::{Entry, EntryKind, Kept, Operation, Sums};
@@ -389,16 +389,30 @@ pub(super) fn beside(
         )?;
     }
     for (number, delivery) in &work.deliveries {
-        let number = column(*number);
-        match delivery {
+        let place = column(*number);
+        let found = match delivery {
             Delivery::Done => {
-                transaction.execute("DELETE FROM mintage.outbox WHERE number = $1", &[&number])?
+                transaction.execute("DELETE FROM mintage.outbox WHERE number = $1", &[&place])?
             }
             Delivery::RetryAt(due_ms) => transaction.execute(
-                "UPDATE mintage.outbox SET attempts = attempts + 1, due_ms = $2 WHERE number = $1",
-                &[&number, &column(*due_ms)],
+                "UPDATE mintage.outbox
+                 SET attempts = attempts + 1, due_ms = $2, claimed_by = NULL, claimed_until = NULL
+                 WHERE number = $1",
+                &[&place, &column(*due_ms)],
             )?,
         };
+        if found == 0 {
+            // Another gateway saw to it: whatever else is to be written with this was written with that.
+            let (kind, id) = ("outbox".into(), number.to_string().into());
+            return Err(PostgresError::Conflict { kind, id, current: 0 });
+        }
+    }
+    for upto in &work.prune {
+        let (stream, seq) = place(*upto);
+        transaction.execute(
+            "DELETE FROM mintage.usage WHERE stream = $1 AND seq <= $2",
+            &[&stream, &seq],
+        )?;
     }
     for answer in &work.answers {
         // What has expired goes away with what comes in, so the table is bounded by its lifetime.
@@ -530,7 +544,8 @@ impl Store for PostgresStore {
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
-        Ok(Box::new(PostgresReader::open(&self.url)?))
+        let reader = PostgresReader::open(&self.url)?;
+        Ok(Box::new(reader.for_gateway(self.tenure.stream)))
     }
 }
 

@@ -13,11 +13,11 @@ use super::PostgresError;
 use super::connect::Session;
 use super::read;
 use super::rows::{
-    LOG_COLUMNS, USAGE_COLUMNS, column, damaged, digest, get, line, number, numeric, text,
+    LOG_COLUMNS, USAGE_COLUMNS, column, damaged, digest, get, line, number, numeric, place, text,
     unsigned, usage,
 };
 use crate::book::{EntryKind, Sums};
-use crate::store::{LogLine, Verified, chain};
+use crate::store::{LogLine, Pruned, Verified, chain};
 
 type Totals = BTreeMap<(i64, Arc<str>, Arc<str>), Sums>;
 /// By account, asset and stream: leased in the pool's logs, received and spent in the gateways'.
@@ -221,8 +221,21 @@ fn slices(transaction: &mut Transaction<'_>, walked: &Walked) -> Result<(), Post
     }
 }
 
-/// Each posting has its record, as written, and no id has two.
+/// Up to which lines records have gone away, as the log itself says.
+fn pruned(transaction: &mut Transaction<'_>) -> Result<Vec<(i64, i64)>, PostgresError> {
+    let row = transaction.query_opt(
+        "SELECT body FROM mintage.document WHERE kind = $1 AND id = $2
+         ORDER BY version DESC LIMIT 1",
+        &[&Pruned::KIND, &Pruned::ID],
+    )?;
+    let Some(row) = row else { return Ok(Vec::new()) };
+    let pruned = Pruned::parse(get(&row, 0)?).map_err(damaged)?;
+    Ok(pruned.upto.into_iter().map(place).collect())
+}
+
+/// Each posting has its record, as written, unless that has gone away; and no id has two.
 fn records(transaction: &mut Transaction<'_>) -> Result<u64, PostgresError> {
+    let pruned = pruned(transaction)?;
     let columns: Vec<_> =
         USAGE_COLUMNS.split(", ").map(|name| format!("u.{}", name.trim())).collect();
     let sql = format!(
@@ -235,6 +248,10 @@ fn records(transaction: &mut Transaction<'_>) -> Result<u64, PostgresError> {
     let mut rows = transaction.query_raw(&sql, std::iter::empty::<i64>())?;
     while let Some(row) = rows.next()? {
         let missing: bool = get(&row, width + 5)?;
+        let (stream, seq): (i64, i64) = (get(&row, width + 3)?, get(&row, width + 4)?);
+        if missing && pruned.iter().any(|(log, upto)| *log == stream && seq <= *upto) {
+            continue;
+        }
         let whole = !missing && {
             let (_, record) = usage(&row)?;
             chain::record(&record) == digest(&row, width)?
@@ -242,7 +259,7 @@ fn records(transaction: &mut Transaction<'_>) -> Result<u64, PostgresError> {
                 && record.amount.posted_pico() == Some(get(&row, width + 2)?)
         };
         if !whole {
-            let number = number(get(&row, width + 3)?, get(&row, width + 4)?);
+            let number = number(stream, seq);
             return Err(damaged(format!(
                 "the usage record of posting {number} is not what was written"
             )));

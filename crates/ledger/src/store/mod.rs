@@ -6,12 +6,15 @@
 //! after an error of [`StoreErrorKind::Full`] the very same batch may be committed again.
 
 pub(crate) mod chain;
+mod checkpoint;
+mod pruned;
 mod rows;
 mod sqlite;
 mod verify;
 
 use std::sync::Arc;
 
+pub(crate) use pruned::Pruned;
 pub(crate) use rows::{quantity_code, quantity_of};
 pub(crate) use sqlite::{FILE_NAME, SqliteReader, open_reader, owner_only, sqlite_error};
 pub use sqlite::{SqliteStore, Synchronous};
@@ -110,6 +113,8 @@ pub struct Work {
     pub answers: Vec<KeptAnswer>,
     /// The hold whose journal mark goes away, by its request's id.
     pub unmark: Option<Arc<str>>,
+    /// Usage records that go away: up to these numbers, one for each log.
+    pub prune: Vec<u64>,
 }
 
 /// What the writer commits at once.
@@ -200,6 +205,16 @@ pub trait Reader: Send {
     /// # Errors
     /// [`StoreError`].
     fn usage(&mut self, filter: &UsageFilter) -> Result<Vec<(u64, UsageRecord)>, StoreError>;
+    /// Up to which number each log's records were posted before `before_ms` (by the log's own times, in its order), so
+    /// far as `limit` records of each tell; and how many that are.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn records_before(
+        &mut self,
+        before_ms: u64,
+        limit: usize,
+    ) -> Result<(Vec<u64>, u64), StoreError>;
     /// Lines of the log after number `after`, at most `limit`.
     ///
     /// # Errors

@@ -15,8 +15,9 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction,
 
 use super::{
     Batch, Delivery, Document, DocumentVersion, KeptAnswer, LogLine, Mark, Message, Outgoing,
-    Reader, Restored, Store, StoreError, StoreErrorKind, UsageFilter, Verified, Work, chain, rows,
-    verify,
+    Reader, Restored, Store, StoreError, StoreErrorKind, UsageFilter, Verified, Work, chain,
+    checkpoint::{self, Checkpointer},
+    rows, verify,
 };
 use crate::book::{AccountSums, Entry, EntryKind, Kept, Sums};
 use crate::usage::UsageRecord;
@@ -28,11 +29,13 @@ const MIN_SQLITE: i32 = 3_051_003;
 /// What a file of ours says it is ("MNTG").
 const APPLICATION_ID: i64 = 0x4d4e_5447;
 /// One script a version; a script never changes once released.
-const MIGRATIONS: [&str; 1] = [include_str!("schema_1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema_1.sql"), include_str!("schema_2.sql")];
 /// How long a reader or a backup may make a writer wait.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The write-ahead log is folded into the file after so many rows.
 const ROWS_PER_CHECKPOINT: u64 = 8_192;
+/// ... and begins anew once it has so many pages for each of them.
+const PAGES_PER_ROW: u64 = 4;
 /// Prepared statements kept.
 const STATEMENTS: usize = 64;
 
@@ -59,6 +62,8 @@ pub struct SqliteStore {
     last_link: [u8; 32],
     sums: HashMap<(Arc<str>, Arc<str>), Sums>,
     rows_since_checkpoint: u64,
+    rows_per_checkpoint: u64,
+    checkpointer: Checkpointer,
 }
 
 impl SqliteStore {
@@ -90,25 +95,39 @@ impl SqliteStore {
             })?;
         }
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
+        let checkpointer = Checkpointer::start(&path, synchronous)?;
         Ok(Self {
+            checkpointer,
             path,
             connection,
             last_seq: 0,
             last_link: chain::GENESIS,
             sums: HashMap::new(),
             rows_since_checkpoint: 0,
+            rows_per_checkpoint: ROWS_PER_CHECKPOINT,
         })
     }
 
-    /// Folds the write-ahead log into the file.
-    fn checkpoint(&mut self) -> Result<(), StoreError> {
-        self.rows_since_checkpoint = 0;
-        let folded = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
-        match folded.map_err(sqlite_error) {
-            // No room in the file yet: the log keeps everything, and it is tried again later.
-            Err(e) if e.kind == StoreErrorKind::Full => Ok(()),
-            other => other,
+    /// The same store folding its write-ahead log after so many rows: for tests of what happens meanwhile.
+    #[must_use]
+    pub fn folding_every(self, rows: u64) -> Self {
+        Self { rows_per_checkpoint: rows, ..self }
+    }
+
+    /// Has the write-ahead log folded into the file once it is long, and begun anew.
+    fn look_after_log(&mut self) -> Result<(), StoreError> {
+        let pages = self.checkpointer.has_folded()?;
+        if pages
+            .is_some_and(|pages| pages >= self.rows_per_checkpoint.saturating_mul(PAGES_PER_ROW))
+        {
+            // Only what was committed meanwhile is left.
+            checkpoint::fold(&self.connection)?;
         }
+        if self.rows_since_checkpoint >= self.rows_per_checkpoint {
+            self.rows_since_checkpoint = 0;
+            self.checkpointer.begin();
+        }
+        Ok(())
     }
 }
 
@@ -122,7 +141,7 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
 }
 
 /// Sets what must be set, and reads it back.
-fn settings(
+pub(super) fn settings(
     connection: &Connection,
     synchronous: Synchronous,
     writer: bool,
@@ -303,10 +322,7 @@ impl Store for SqliteStore {
         self.last_link = link;
         self.sums.extend(touched);
         self.rows_since_checkpoint += rows;
-        if self.rows_since_checkpoint >= ROWS_PER_CHECKPOINT {
-            self.checkpoint()?;
-        }
-        Ok(())
+        self.look_after_log()
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
@@ -350,6 +366,11 @@ impl Writing<'_> {
         }
         for answer in &work.answers {
             self.answer(answer, work.at_ms)?;
+        }
+        for upto in &work.prune {
+            self.transaction
+                .prepare_cached("DELETE FROM usage WHERE seq <= ?1")?
+                .execute([rows::column(*upto)])?;
         }
         if let Some(id) = &work.unmark {
             self.transaction.prepare_cached("DELETE FROM mark WHERE id = ?1")?.execute([id])?;
@@ -582,6 +603,34 @@ impl Reader for SqliteReader {
             .query_map(rusqlite::params_from_iter(values), rows::usage)
             .map_err(sqlite_error)?;
         rows.map(|row| row.map_err(sqlite_error)).collect()
+    }
+
+    fn records_before(
+        &mut self,
+        before_ms: u64,
+        limit: usize,
+    ) -> Result<(Vec<u64>, u64), StoreError> {
+        let mut select = self
+            .connection
+            .prepare_cached(
+                "SELECT usage.seq, log.at_ms FROM usage JOIN log USING (seq) ORDER BY usage.seq LIMIT ?1",
+            )
+            .map_err(sqlite_error)?;
+        let rows = select
+            .query_map([rows::column(limit as u64)], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+            })
+            .map_err(sqlite_error)?;
+        let (mut upto, mut count) = (Vec::new(), 0);
+        for row in rows {
+            let (seq, at_ms) = row.map_err(sqlite_error)?;
+            if at_ms >= rows::column(before_ms) {
+                break;
+            }
+            upto = vec![u64::try_from(seq).unwrap_or(0)];
+            count += 1;
+        }
+        Ok((upto, count))
     }
 
     fn log(&mut self, after: u64, limit: usize) -> Result<Vec<LogLine>, StoreError> {

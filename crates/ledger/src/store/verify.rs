@@ -8,7 +8,9 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use sha2::{Digest, Sha256};
 
 use super::sqlite::sqlite_error;
-use super::{Document, KeptAnswer, LogLine, Mark, Message, Outgoing, StoreError, chain, rows};
+use super::{
+    Document, KeptAnswer, LogLine, Mark, Message, Outgoing, Pruned, StoreError, chain, rows,
+};
 use crate::book::{AccountSums, Book, Entry, EntryKind, Kept, Operation, Sums};
 
 /// What was found to be whole.
@@ -104,19 +106,34 @@ fn at_line(seq: u64, error: rusqlite::Error) -> StoreError {
     StoreError { message: format!("line {seq} of the log: {}", error.message), ..error }
 }
 
-/// Each posting has its record, as written, and no id has two.
+/// Up to which line records have gone away, as the log itself says.
+fn pruned(connection: &Connection) -> Result<u64, StoreError> {
+    let body = connection
+        .query_row(
+            "SELECT body FROM document WHERE kind = ?1 AND id = ?2 ORDER BY version DESC LIMIT 1",
+            [Pruned::KIND, Pruned::ID],
+            |row| row.get::<_, Vec<u8>>(0),
+        )
+        .optional()
+        .map_err(sqlite_error)?;
+    let pruned = body.map(|body| Pruned::parse(&body)).transpose()?;
+    Ok(pruned.and_then(|pruned| pruned.upto.first().copied()).unwrap_or(0))
+}
+
+/// Each posting has its record, as written, unless that has gone away; and no id has two.
 fn records(connection: &Connection) -> Result<u64, StoreError> {
+    let pruned = pruned(connection)?;
     let columns: Vec<_> =
         rows::USAGE_COLUMNS.split(", ").map(|name| format!("usage.{}", name.trim())).collect();
     let sql = format!(
         "SELECT {}, log.detail, log.id, log.amount FROM log LEFT JOIN usage USING (seq) \
-         WHERE log.kind = ?1 ORDER BY log.seq",
+         WHERE log.kind = ?1 AND log.seq > ?2 ORDER BY log.seq",
         columns.join(", ")
     );
     let mut select = connection.prepare(&sql).map_err(sqlite_error)?;
     let width = columns.len();
     let found = select
-        .query_map([EntryKind::Post.as_str()], |row| {
+        .query_map(params![EntryKind::Post.as_str(), rows::column(pruned)], |row| {
             let (seq, record) = rows::usage(row)?;
             let detail: [u8; 32] = row.get(width)?;
             let id: Arc<str> = row.get(width + 1)?;

@@ -14,7 +14,8 @@ use crate::rig::{admission, admit, ended, tokens, usage};
 type Check = (&'static str, fn(&Ground));
 
 /// The suite that every store passes.
-const SUITE: [Check; 11] = [
+const SUITE: [Check; 12] = [
+    ("old_records_go_and_the_chain_stays", old_records_go_and_the_chain_stays),
     ("what_is_settled_is_there_after_a_restart", what_is_settled_is_there_after_a_restart),
     ("an_operation_acts_once", an_operation_acts_once),
     ("refunds_never_exceed_their_posting", refunds_never_exceed_their_posting),
@@ -271,6 +272,32 @@ fn an_idempotency_key_answers_again_without_charge(ground: &Ground) {
     assert!(ledger.begin(&scope, &"k".repeat(300).into(), [0; 32], 1).is_err());
 }
 
+fn old_records_go_and_the_chain_stays(ground: &Ground) {
+    const DAY_MS: u64 = 86_400_000;
+    let ledger = ground.funded(1_000);
+    for id in ["r1", "r2", "r3"] {
+        let hold = admit(&ledger, id, 10, 10);
+        ledger.settle(hold, usage(10, 5), ended(), Together::default()).wait().unwrap();
+    }
+    let now_ms = ledger.log(0, 10).unwrap().last().unwrap().at_ms;
+    assert!(ledger.prune(182, now_ms + 900 * DAY_MS).is_err(), "the law wants them");
+    assert_eq!(ledger.prune(183, now_ms + 182 * DAY_MS).unwrap(), 0);
+    let before = ledger.balance("acme", Currency::CNY);
+    assert_eq!(ledger.prune(183, now_ms + 184 * DAY_MS).unwrap(), 3);
+    assert_eq!(ledger.prune(183, now_ms + 184 * DAY_MS).unwrap(), 0);
+    assert!(ledger.usage(&UsageFilter::default()).unwrap().is_empty());
+    let hold = admit(&ledger, "r4", 10, 10);
+    ledger.settle(hold, usage(10, 5), ended(), Together::default()).wait().unwrap();
+    assert_eq!(ledger.verify().unwrap().records, 1);
+    drop(ledger);
+    let ledger = ground.open();
+    assert_eq!(ledger.verify().unwrap().records, 1);
+    let spent = before.balance.checked_sub(ledger.balance("acme", Currency::CNY).balance).unwrap();
+    assert!(
+        !spent.is_zero() && ledger.usage(&UsageFilter::default()).unwrap()[0].1.amount == spent
+    );
+}
+
 fn usage_without_a_hold_needs_the_money(ground: &Ground) {
     let ledger = ground.funded(10);
     let mut record = UsageRecord {
@@ -282,7 +309,13 @@ fn usage_without_a_hold_needs_the_money(ground: &Ground) {
     };
     assert!(ledger.charge(record.clone()).is_err());
     record.amount = tokens(10);
-    ledger.charge(record.clone()).unwrap().wait().unwrap();
+    let pending = ledger.charge(record.clone()).unwrap();
+    record.amount = Amount::ZERO;
+    let refused = |result| matches!(result, Err(LedgerError::Refused(Refusal::IdReused(_))));
+    assert!(refused(ledger.charge(record.clone()).map(|_| ())), "not even before it is durable");
+    pending.wait().unwrap();
+    assert!(refused(ledger.charge(record.clone()).map(|_| ())), "no id has two records");
+    record.amount = tokens(10);
     assert_eq!(ledger.balance("acme", Currency::CNY).balance, Amount::ZERO);
     assert_eq!(ledger.usage(&UsageFilter::default()).unwrap()[0].1, record);
 }

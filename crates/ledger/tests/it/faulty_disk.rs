@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -93,6 +94,7 @@ struct Disk {
 /// The disk, mounted until dropped.
 pub(crate) struct FaultyDisk {
     disk: Arc<Mutex<Disk>>,
+    at: PathBuf,
     session: Option<BackgroundSession>,
 }
 
@@ -104,7 +106,7 @@ impl FaultyDisk {
         let disk = Disk { next: 2, room: usize::MAX, ..Disk::default() };
         let disk = Arc::new(Mutex::new(disk));
         match fuser::spawn_mount(Served(disk.clone()), at, &Config::default()) {
-            Ok(session) => Some(Self { disk, session: Some(session) }),
+            Ok(session) => Some(Self { disk, at: at.to_owned(), session: Some(session) }),
             Err(error) => {
                 eprintln!("skipped: a file system of our own cannot be mounted here: {error}");
                 None
@@ -119,6 +121,12 @@ impl FaultyDisk {
             _ => usize::MAX,
         };
         disk.fault = fault;
+    }
+
+    /// The disk is gone: whoever still has files on it gets errors. Without this, closing SQLite's mapped index may wait
+    /// for this very process, which serves the disk, while it holds what serving needs. Needs to be privileged.
+    pub(crate) fn pull_out(&self) {
+        let _ = Command::new("umount").arg("-f").arg(&self.at).stderr(Stdio::null()).status();
     }
 
     pub(crate) fn syncs(&self) -> (u64, u64) {

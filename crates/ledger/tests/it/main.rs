@@ -9,6 +9,7 @@
 
 mod billing;
 mod cluster;
+mod dividing;
 mod facade;
 #[cfg(target_os = "linux")]
 mod faults;

@@ -32,7 +32,7 @@ impl Wake for Unpark {
     }
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut future = std::pin::pin!(future);
     loop {
@@ -43,7 +43,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-fn gateway(url: &str, name: &str) -> Ledger {
+pub(crate) fn gateway(url: &str, name: &str) -> Ledger {
     let url: PostgresUrl = url.parse().unwrap();
     Ledger::open_shared(&url, name).unwrap()
 }

@@ -31,9 +31,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use mintage_ledger::price::KeptPrices;
-use mintage_ledger::{Currency, DirectoryStore, Ledger};
+use mintage_ledger::{Currency, DirectoryStore, Ledger, LedgerError};
 use serde_json::Value;
 
+use crate::till::unix_ms;
 use crate::webhooks::WebhookPolicy;
 
 pub(crate) use http::router;
@@ -64,6 +65,22 @@ impl fmt::Debug for Books {
 }
 
 impl Books {
+    /// Gives an organisation the free quota of the price list in force, once. Waits for the disk.
+    pub(crate) fn grant_free_quota(
+        &self,
+        organisation: &str,
+        opened_ms: u64,
+    ) -> Result<(), LedgerError> {
+        let book = self.prices.book();
+        let Some(version) = book.in_force_at(unix_ms()) else { return Ok(()) };
+        for (id, terms) in version.grants(organisation, opened_ms) {
+            if !self.ledger.knows_grant(&id) {
+                self.ledger.grant(&id, &id, terms)?.wait()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Of all price lists; there is one currency.
     pub(crate) fn currency(&self) -> Currency {
         self.prices.book().currency().unwrap_or_default()
@@ -92,6 +109,19 @@ impl Office {
     #[must_use]
     pub fn new(directory: Arc<DirectoryStore>, books: Option<Books>) -> Self {
         Self { directory, books }
+    }
+
+    /// Gives every organisation the free quota of the price list in force that it does not have yet. What cannot be given
+    /// now is given the next time. Waits for the disk.
+    pub(crate) fn grant_free_quotas(&self) {
+        let Some(books) = &self.books else { return };
+        for organisation in self.directory.snapshot().organisations() {
+            let opened_ms = organisation.created_unix.saturating_mul(1000);
+            if let Err(error) = books.grant_free_quota(&organisation.id, opened_ms) {
+                tracing::warn!(%error, organisation = %organisation.id, "no free quota for now");
+                return;
+            }
+        }
     }
 
     /// Answers a request as the operator of the installation would be answered: for who has the data folder at hand.

@@ -74,6 +74,7 @@ fn create(call: &Call<'_>) -> Result<Reply, ApiError> {
     if call.body.has("weight") {
         organisation = changed(call, &organisation.id)?;
     }
+    call.office.grant_free_quotas();
     Ok(Reply::created(&show(&organisation)))
 }
 

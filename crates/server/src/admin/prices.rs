@@ -112,12 +112,15 @@ fn import(call: &Call<'_>) -> Result<Reply, ApiError> {
     let books = call.books()?;
     let now_ms = call.now_unix.saturating_mul(1000);
     match books.prices.import(&books.ledger, document, now_ms) {
-        Ok(Some(import)) => Ok(Reply::created(&json!({
+        Ok(Some(import)) => {
+            call.office.grant_free_quotas();
+            Ok(Reply::created(&json!({
             "object": "prices.in_force",
             "id": &*import.id,
             "from_ms": import.in_force_from_ms,
             "imported_ms": import.imported_ms,
-        }))),
+            })))
+        }
         Ok(None) => Ok(Reply::json(&json!({"object": "prices.in_force", "unchanged": true}))),
         Err(KeptError::Import(error)) => {
             let message = sentence(&error.to_string());

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mintage_ledger::{Changes, Delivery, Ledger, LedgerError, Message, Outgoing};
+use mintage_ledger::{Changes, Delivery, Ledger, LedgerError, Message, Outgoing, Pending};
 use serde_json::{Value, json};
 
 use super::endpoint::{
@@ -78,8 +78,15 @@ fn turn(
 
 fn done(ledger: &Ledger, number: u64) -> Result<(), LedgerError> {
     let deliveries = vec![(number, Delivery::Done)];
-    ledger.write(Changes { deliveries, ..Changes::default() })?.wait()?;
-    Ok(())
+    written(ledger.write(Changes { deliveries, ..Changes::default() }))
+}
+
+/// A message that another gateway has seen to since is no trouble.
+fn written(outcome: Result<Pending<()>, LedgerError>) -> Result<(), LedgerError> {
+    match outcome {
+        Err(LedgerError::Conflict { .. }) => Ok(()),
+        outcome => Ok(outcome?.wait()?),
+    }
 }
 
 /// An event becomes a message for each endpoint that wants it; all in one transaction, so once.
@@ -99,8 +106,7 @@ fn split<'a>(
     let wanting = endpoints.filter(|endpoint| endpoint.wants(topic, organisation));
     let messages = wanting.map(|e| parcel_message(&e.id, &parcel, *due_ms)).collect();
     let deliveries = vec![(outgoing.number, Delivery::Done)];
-    ledger.write(Changes { messages, deliveries, ..Changes::default() })?.wait()?;
-    Ok(())
+    written(ledger.write(Changes { messages, deliveries, ..Changes::default() }))
 }
 
 /// Begins an attempt where there is room; else a later turn does.

@@ -525,6 +525,33 @@ async fn usage_and_costs_are_summed_in_buckets() {
 }
 
 #[tokio::test]
+async fn organisations_get_the_free_quota_of_the_list_once() {
+    let house = start(says("x")).await;
+    let operator = operator_key(&house);
+    let toml = "format = 1\nname = \"free\"\ncurrency = \"CNY\"\nper_tokens = 1000\ntime_zone = \"+08:00\"\n\
+                [[model]]\nname = \"small\"\ninput = \"1\"\noutput = \"1\"\n\
+                free_quota = { tokens = 1234, days = 30 }\n";
+    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let now_ms = u64::try_from(now_ms.as_millis()).unwrap();
+    let free = |id: &str| house.ledger.free_left(id, "small", now_ms);
+    let make = async |name: &str| -> String {
+        let body = json!({"name": name});
+        let made = house.ask(&operator, "POST", "/admin/v1/organizations", &body).await;
+        assert_eq!(made.status, 201, "{}", made.body);
+        made.json()["id"].as_str().unwrap().to_owned()
+    };
+    let early = make("early").await;
+    assert_eq!(free(&early), 0);
+    let reply = house.ask(&operator, "POST", "/admin/v1/prices", &json!({"toml": toml})).await;
+    assert_eq!(reply.status, 201, "{}", reply.body);
+    assert_eq!(free(&early), 1234);
+    let late = make("late").await;
+    assert_eq!((free(&late), free(&early)), (1234, 1234));
+    // Long ago: its quota has expired, whatever the list says now.
+    assert_eq!(free(&house.organisation), 0);
+}
+
+#[tokio::test]
 async fn prices_are_imported_and_invoices_shown() {
     let house = start(says("x")).await;
     let (a, operator) = (tenant(&house, "a").await, operator_key(&house));

@@ -1,6 +1,7 @@
 //! A running server with a scripted engine, and a client that sees every byte.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +66,15 @@ pub(crate) async fn start_with(
     change: impl FnOnce(&mut ServerConfig),
     respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
 ) -> House {
+    start_on(|folder| Ledger::open(folder).unwrap(), change, respond).await
+}
+
+/// The same on a ledger that `open` opens in a folder.
+pub(crate) async fn start_on(
+    open: impl FnOnce(&Path) -> Ledger,
+    change: impl FnOnce(&mut ServerConfig),
+    respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
+) -> House {
     let mut config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
     change(&mut config);
     let folder = tempfile::tempdir().unwrap();
@@ -81,9 +91,10 @@ pub(crate) async fn start_with(
         grammars: GrammarCompiler::new(Arc::clone(&text), GrammarLimits::default()),
         text,
         created_unix: 1_700_000_000,
+        digest: "sha256:7e57".into(),
         defaults: GenerationDefaults { eos: vec![END], ..GenerationDefaults::default() },
     };
-    let ledger = Arc::new(Ledger::open(&folder.path().join("ledger")).unwrap());
+    let ledger = Arc::new(open(&folder.path().join("ledger")));
     ledger
         .credit_line("test", &project.organisation, Currency::CNY, UNLIMITED)
         .unwrap()
@@ -95,6 +106,7 @@ pub(crate) async fn start_with(
         prices: Arc::new(move |_: &str, _: u64| Some(Arc::clone(&rating))),
         lists: Some(Arc::new(KeptPrices::open(&ledger).unwrap())),
         calendar: Calendar::default(),
+        retention_days: None,
     };
     let access = Access::Keys(Arc::clone(&keys));
     let server = Server::bind(config, vec![model], access, Some(billing)).unwrap();
@@ -225,7 +237,7 @@ impl House {
     /// A whole request that closes the connection.
     pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> String {
         format!(
-            "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nconnection: close\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nuser-agent: harness/1\r\nauthorization: Bearer {}\r\nconnection: close\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             self.key,
             body.len()

@@ -56,6 +56,10 @@ async fn what_the_client_sees_is_what_is_recorded_and_posted() {
         );
         assert_eq!((&*record.price_version, &*record.outcome.finish), ("flat-1", "stop"));
         assert_eq!(&*record.facts.payer.project, house.project);
+        assert_eq!(
+            (&*record.facts.model_digest, &*record.facts.client),
+            ("sha256:7e57", "harness/1")
+        );
         let reply = house.get(&format!("/v1/generation?id={id}")).await;
         let data = &reply.json()["data"];
         assert_eq!(data["total_cost"], usage["cost"]);

@@ -1,13 +1,19 @@
 //! Disconnects, slow readers, concurrency, keep-alive comments, draining.
 
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use mintage_ledger::{
+    Batch, Ledger, Reader, Restored, SqliteStore, Store, StoreError, StoreErrorKind, Synchronous,
+};
 use mintage_model::{FinishReason, Script, ScriptEnd};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::harness::{House, MODEL, Reply, says, start, start_with};
+use crate::harness::{House, MODEL, Reply, says, start, start_on, start_with};
 
 /// Says `text` slowly, then nothing more.
 fn silent_after(text: &str) -> Script {
@@ -233,4 +239,57 @@ async fn a_drain_ends_what_does_not_finish() {
         assert_eq!(finish.reason, FinishReason::Cancelled);
     }
     house.gone().await;
+}
+
+/// A ledger on a disk that can be full.
+struct Fillable {
+    store: SqliteStore,
+    is_full: Arc<AtomicBool>,
+}
+
+impl Store for Fillable {
+    fn load(&mut self) -> Result<Restored, StoreError> {
+        self.store.load()
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        if self.is_full.load(Ordering::Relaxed) {
+            let message = "the disk is full".to_owned();
+            return Err(StoreError { kind: StoreErrorKind::Full, message });
+        }
+        self.store.commit(batch)
+    }
+
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        self.store.reader()
+    }
+}
+
+#[tokio::test]
+async fn readiness_tells_when_the_ledger_takes_nothing() {
+    let is_full = Arc::new(AtomicBool::new(false));
+    let full = Arc::clone(&is_full);
+    let open = move |folder: &Path| {
+        std::fs::create_dir_all(folder).unwrap();
+        let store = SqliteStore::open(folder, Synchronous::Full).unwrap();
+        Ledger::start(Box::new(Fillable { store, is_full: full }), None).unwrap()
+    };
+    let house = start_on(open, |_| {}, |_| Ok(says("x"))).await;
+    let ready = async || {
+        let reply = house.get("/readyz").await;
+        (reply.status, reply.body)
+    };
+    assert_eq!(ready().await, (200, "ready\n".to_owned()));
+    is_full.store(true, Ordering::Relaxed);
+    // Its settlement finds no room.
+    assert_eq!(house.chat(json!({})).await.status, 503);
+    assert_eq!(ready().await, (503, "ledger\n".to_owned()));
+    assert_eq!(house.chat(json!({})).await.status, 503);
+    is_full.store(false, Ordering::Relaxed);
+    let start = std::time::Instant::now();
+    while ready().await.0 != 200 {
+        assert!(start.elapsed() < std::time::Duration::from_secs(10), "it recovers by itself");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(house.chat(json!({})).await.status, 200);
 }

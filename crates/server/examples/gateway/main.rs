@@ -1,16 +1,18 @@
 //! The server around `ScriptedEngine`, with keys, limits and a durable ledger: how much the gateway itself can do.
 //!
-//! `cargo run --release -p mintage-server --example gateway -- bench MODEL.gguf [SECONDS] [CONNECTIONS]` loads it over
-//! loopback from threads of the same process and prints requests a second and latencies, without a ledger and with it.
+//! `cargo run --release -p mintage-server --example gateway -- bench MODEL.gguf [SECONDS] [CONNECTIONS] [RATE…]` loads it
+//! over loopback from a process of its own and prints requests a second, latencies and processor time, without a ledger
+//! and with it; each as fast as it can be, then at each RATE (requests due a second, whatever the server does).
 //! `… -- serve MODEL.gguf FOLDER` serves with the ledger in FOLDER and prices, until it is killed: prints the address
 //! and a key. The text side of MODEL.gguf is real: template and tokens.
 
 use std::error::Error;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mintage_ledger::directory::DirectoryStore;
 use mintage_ledger::limits::{Calendar, Policy, RateRule};
@@ -21,7 +23,9 @@ use mintage_model::{
 };
 use mintage_server::{Access, Billing, ServedModel, Server, ServerConfig};
 
-type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+mod load;
+
+pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Tokens of each answer.
 const ANSWER_TOKENS: usize = 8;
@@ -57,6 +61,7 @@ impl Rating for Flat {
 struct House {
     server: Server,
     key: String,
+    ledger: Option<Arc<Ledger>>,
 }
 
 fn house(model: &str, folder: &Path, with_ledger: bool, token_delay: Duration) -> Outcome<House> {
@@ -84,6 +89,7 @@ fn house(model: &str, folder: &Path, with_ledger: bool, token_delay: Duration) -
     let policy = Policy { rates: vec![rule], ..Policy::default() };
     let key = keys.create_key(NewKey { policy, ..NewKey::of_project("bench", &project.id) }, 0)?;
     let billing = if with_ledger { Some(billing(folder, &project.organisation)?) } else { None };
+    let ledger = billing.as_ref().map(|billing| Arc::clone(&billing.ledger));
     let served = ServedModel {
         name: "scripted".to_owned(),
         aliases: Vec::new(),
@@ -91,11 +97,12 @@ fn house(model: &str, folder: &Path, with_ledger: bool, token_delay: Duration) -
         grammars: GrammarCompiler::new(Arc::clone(&text), GrammarLimits::default()),
         text,
         created_unix: 0,
+        digest: "".into(),
         defaults: GenerationDefaults::default(),
     };
     let config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
     let server = Server::bind(config, vec![served], Access::Keys(Arc::new(keys)), billing)?;
-    Ok(House { server, key: key.secret.expose().to_owned() })
+    Ok(House { server, key: key.secret.expose().to_owned(), ledger })
 }
 
 fn billing(folder: &Path, organisation: &str) -> Outcome<Billing> {
@@ -103,7 +110,7 @@ fn billing(folder: &Path, organisation: &str) -> Outcome<Billing> {
     ledger.credit_line("example", organisation, Currency::CNY, UNLIMITED)?.wait()?;
     let rating: Arc<dyn Rating> = Arc::new(Flat);
     let prices = Arc::new(move |_: &str, _: u64| Some(Arc::clone(&rating)));
-    Ok(Billing { ledger, prices, lists: None, calendar: Calendar::default() })
+    Ok(Billing { ledger, prices, lists: None, calendar: Calendar::default(), retention_days: None })
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
@@ -121,79 +128,94 @@ fn serve(model: &str, folder: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// One connection, one request after the other until `end`: latencies.
-fn client(address: SocketAddr, request: &[u8], end: Instant) -> Outcome<Vec<Duration>> {
-    let mut socket = TcpStream::connect(address)?;
-    socket.set_nodelay(true)?;
-    let mut reader = BufReader::new(socket.try_clone()?);
-    let mut latencies = Vec::new();
-    let (mut line, mut body) = (String::new(), Vec::new());
-    while Instant::now() < end {
-        let start = Instant::now();
-        socket.write_all(request)?;
-        let mut length = 0;
-        for first in std::iter::once(true).chain(std::iter::repeat(false)) {
-            line.clear();
-            reader.read_line(&mut line)?;
-            if first && !line.starts_with("HTTP/1.1 200") {
-                return Err(format!("the server answers {line}").into());
-            }
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse()?;
-            }
-            if line.trim().is_empty() {
-                break;
-            }
-        }
-        body.resize(length, 0);
-        reader.read_exact(&mut body)?;
-        latencies.push(start.elapsed());
-    }
-    Ok(latencies)
+/// Processor time of this process so far.
+fn processor_time() -> Outcome<Duration> {
+    let text = std::fs::read_to_string("/proc/self/stat")?;
+    // After the name, which may hold anything: user and system time are the 12th and 13th, in hundredths of a second.
+    let fields = text.rsplit_once(')').ok_or("no /proc/self/stat")?.1.split_whitespace();
+    let ticks: Vec<u64> = fields.skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+    Ok(Duration::from_millis(ticks.iter().sum::<u64>() * 10))
 }
 
-fn measure(model: &str, with_ledger: bool, seconds: u64, connections: usize) -> Outcome<()> {
+fn request(key: &str) -> Vec<u8> {
+    let body = r#"{"model":"scripted","max_tokens":8,"messages":[{"role":"user","content":"Reverse a string in Python, please."}]}"#;
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// In a process of its own, so that its processor time is its own too.
+fn load(address: &str, key: &str, seconds: &str, connections: &str, rate: &str) -> Outcome<()> {
+    let address: SocketAddr = address.parse()?;
+    let loaded =
+        load::run(address, &request(key), seconds.parse()?, connections.parse()?, rate.parse()?)?;
+    println!(
+        "{:.0} requests/s, p50 {:.2} ms, p99 {:.2} ms, {} requests, load itself {:.0} us a request",
+        loaded.rate(),
+        loaded.at_ms(0.5),
+        loaded.at_ms(0.99),
+        loaded.latencies.len(),
+        processor_time()?.as_secs_f64() * 1e6 / loaded.latencies.len().max(1) as f64
+    );
+    Ok(())
+}
+
+fn measure(
+    model: &str,
+    with_ledger: bool,
+    seconds: &str,
+    connections: &str,
+    rates: &[&str],
+) -> Outcome<()> {
     let folder = tempfile::tempdir()?;
     let runtime = runtime()?;
     let entered = runtime.enter();
     let house = house(model, folder.path(), with_ledger, Duration::ZERO)?;
-    let address = house.server.local_addr();
+    let address = house.server.local_addr().to_string();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = runtime.spawn(house.server.run(async {
         let _ = stopped.await;
     }));
     drop(entered);
-    let body = r#"{"model":"scripted","max_tokens":8,"messages":[{"role":"user","content":"Reverse a string in Python, please."}]}"#;
-    let request = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        house.key,
-        body.len()
-    );
-    let end = Instant::now() + Duration::from_secs(seconds);
-    let clients: Vec<_> = (0..connections)
-        .map(|_| {
-            let request = request.clone();
-            std::thread::spawn(move || client(address, request.as_bytes(), end))
-        })
-        .collect();
-    let mut all = Vec::new();
-    for client in clients {
-        all.extend(client.join().map_err(|_| "a client panicked")??);
+    for (connections, rate) in
+        std::iter::once((connections, "0")).chain(rates.iter().map(|rate| (connections, *rate)))
+    {
+        let before = (processor_time()?, house.ledger.as_ref().map(|l| l.writer_counts()));
+        let arguments = ["load", &address, &house.key, seconds, connections, rate];
+        let child = Command::new(std::env::current_exe()?).args(arguments).output()?;
+        if !child.status.success() {
+            return Err(String::from_utf8_lossy(&child.stderr).into_owned().into());
+        }
+        let said = String::from_utf8(child.stdout)?;
+        let count = said.split(", ").nth(3).and_then(|part| part.split(' ').next());
+        let count: f64 = count.ok_or("the load says nothing")?.parse()?;
+        let spent = (processor_time()? - before.0).as_secs_f64() * 1e6 / count;
+        let commits = house.ledger.as_ref().zip(before.1).map(|(ledger, before)| {
+            let now = ledger.writer_counts();
+            let (commits, works) = (now.commits - before.commits, now.works - before.works);
+            let mean = (now.commit_time - before.commit_time).as_secs_f64() / commits.max(1) as f64;
+            format!(
+                ", a commit {:.2} ms for {} requests, the longest so far {:.1} ms",
+                mean * 1000.0,
+                works / commits.max(1),
+                now.longest_commit.as_secs_f64() * 1000.0
+            )
+        });
+        println!(
+            "ledger {:3}, {connections} connections, {}: {}, server {spent:.0} us{}",
+            if with_ledger { "on" } else { "off" },
+            if rate == "0" {
+                "as fast as can be".to_owned()
+            } else {
+                format!("{rate} due a second")
+            },
+            said.trim(),
+            commits.unwrap_or_default()
+        );
     }
-    all.sort_unstable();
-    let at = |part: f64| {
-        let index = ((all.len() as f64 * part) as usize).min(all.len().saturating_sub(1));
-        all.get(index).map_or(0.0, |d| d.as_secs_f64() * 1000.0)
-    };
-    println!(
-        "ledger {:3}: {:6.0} requests/s, p50 {:.2} ms, p99 {:.2} ms, {} requests on {connections} connections",
-        if with_ledger { "on" } else { "off" },
-        all.len() as f64 / seconds as f64,
-        at(0.5),
-        at(0.99),
-        all.len()
-    );
     let _ = stop.send(());
     runtime.block_on(running)?;
     Ok(())
@@ -204,12 +226,16 @@ fn main() -> Outcome<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["serve", model, folder] => serve(model, folder),
-        ["bench", model, rest @ ..] => {
-            let seconds = rest.first().map_or(Ok(5), |text| text.parse())?;
-            let connections = rest.get(1).map_or(Ok(64), |text| text.parse())?;
-            measure(model, false, seconds, connections)?;
-            measure(model, true, seconds, connections)
+        ["load", address, key, seconds, connections, rate] => {
+            load(address, key, seconds, connections, rate)
         }
-        _ => Err("usage: gateway bench MODEL.gguf [SECONDS] [CONNECTIONS] | gateway serve MODEL.gguf FOLDER".into()),
+        ["bench", model, rest @ ..] => {
+            let seconds = rest.first().copied().unwrap_or("5");
+            let connections = rest.get(1).copied().unwrap_or("64");
+            let rates = rest.get(2..).unwrap_or_default();
+            measure(model, false, seconds, connections, rates)?;
+            measure(model, true, seconds, connections, rates)
+        }
+        _ => Err("usage: gateway bench MODEL.gguf [SECONDS] [CONNECTIONS] [RATE…] | gateway serve MODEL.gguf FOLDER | gateway load ADDRESS KEY SECONDS CONNECTIONS RATE".into()),
     }
 }

@@ -1,0 +1,19 @@
+"""A few kills of the real server under load; `kill.py` by hand does hundreds."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+HERE = os.path.dirname(__file__)
+BINARY, MODELS = os.environ.get("MINTAGE_BIN"), os.environ.get("MINTAGE_TEST_MODELS")
+
+
+@pytest.mark.skipif(not (BINARY and MODELS), reason="MINTAGE_BIN or MINTAGE_TEST_MODELS is not set")
+def test_what_is_billed_is_what_clients_received():
+    model = os.path.join(MODELS, "smollm2-135m-instruct-q4_1.gguf")
+    command = [sys.executable, os.path.join(HERE, "kill.py"), "--bin", BINARY, "--model", model,
+               "--kills", "5", "--life", "1.5"]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
