@@ -1,4 +1,4 @@
-"""Conformance with the official OpenAI SDK, against a real server.
+"""Conformance with the vendors' own clients, against a real server.
 
 With MINTAGE_BIN and MINTAGE_TEST_MODELS (as `cargo xtask ci` sets them) the server is the real binary with the default
 model. Otherwise BASE_URL (ending in /v1), API_KEY and MODEL name a running one; without either everything is skipped.
@@ -40,6 +40,17 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="session")
 def settings(server):
     return {"base_url": server[0], "api_key": server[1], "timeout": 120}
+
+
+@pytest.fixture(scope="session")
+def root(server):
+    """The URL without OpenAI's `/v1`: where the other dialects begin."""
+    return server[0].removesuffix("/v1")
+
+
+@pytest.fixture(scope="session")
+def key(server):
+    return server[1]
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ pub(crate) struct Ready {
     binary: PathBuf,
     models: PathBuf,
     postgres: PathBuf,
+    dashscope_1: PathBuf,
 }
 
 impl Ready {
@@ -35,6 +36,7 @@ impl Ready {
             .env("MINTAGE_TEST_MODELS", &self.models)
             .env("MINTAGE_TEST_PYTHON", &self.python)
             .env("MINTAGE_TEST_POSTGRES", &self.postgres)
+            .env("MINTAGE_TEST_DASHSCOPE_1", &self.dashscope_1)
     }
 }
 
@@ -43,10 +45,11 @@ pub(crate) fn run(root: &Path) -> Result<Ready> {
     system_packages(root)?;
     let target = target_folder(root)?;
     let python = python_environment(root, &target)?;
+    let dashscope_1 = older_dashscope(root, &target, &python)?;
     let binary = release_binary(root, &target)?;
     let models = models(root, &target, &binary)?;
     let postgres = postgres_programs().context("PostgreSQL's server programs are not there")?;
-    Ok(Ready { python, binary, models, postgres })
+    Ok(Ready { python, binary, models, postgres, dashscope_1 })
 }
 
 fn target_folder(root: &Path) -> Result<PathBuf> {
@@ -117,6 +120,29 @@ fn python_environment(root: &Path, target: &Path) -> Result<String> {
     ];
     Step::new(root, &python, &requirements).run()?;
     Ok(python)
+}
+
+/// A version 1 of DashScope's SDK beside version 2, in a folder that a test puts first.
+fn older_dashscope(root: &Path, target: &Path, python: &str) -> Result<PathBuf> {
+    let folder = target.join("ci").join("dashscope-1");
+    if folder.join("dashscope").is_dir() {
+        return Ok(folder);
+    }
+    let into = folder.display().to_string();
+    let arguments = [
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--target",
+        into.as_str(),
+        "-r",
+        "tests/python/requirements-dashscope-1.txt",
+    ];
+    Step::new(root, python, &arguments).run()?;
+    Ok(folder)
 }
 
 fn release_binary(root: &Path, target: &Path) -> Result<PathBuf> {

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::app::App;
 use crate::chat::{self, Route};
+use crate::dashscope::parameters::ResultFormat;
 use crate::dashscope::request::{Asked, GenerationRequest, TokenizerRequest};
 use crate::dashscope::writer::{GenerationWriter, Shape};
 use crate::error::{self, ApiError};
@@ -46,7 +47,8 @@ async fn answer(
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
     let request_id = incoming.request_id.clone();
     let prepare = move || {
-        let request = GenerationRequest::parse(&body, asked, shared.limits.max_choices)?;
+        let usual = if content_as_parts { ResultFormat::Message } else { ResultFormat::Text };
+        let request = GenerationRequest::parse(&body, asked, usual, shared.limits.max_choices)?;
         let shape = Shape {
             result_format: request.result_format,
             incremental_output: request.incremental_output,

@@ -38,7 +38,12 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    pub(super) fn take(mut fields: Fields, max_choices: usize) -> Result<Self, ApiError> {
+    /// `usual` is the form of an answer where none is asked for.
+    pub(super) fn take(
+        mut fields: Fields,
+        usual: ResultFormat,
+        max_choices: usize,
+    ) -> Result<Self, ApiError> {
         refuse_unsupported(&mut fields)?;
         let reasoning = Reasoning {
             enabled: fields.bool("enable_thinking", Null::Absent)?,
@@ -46,8 +51,12 @@ impl Parameters {
         };
         let tools = take_tools(&mut fields)?;
         let tool_choice = take_choice(&mut fields, &tools)?;
-        let result_format =
-            take_result_format(&mut fields, !tools.is_empty(), reasoning.enabled == Some(true))?;
+        let needed = match (tools.is_empty(), reasoning.enabled) {
+            (false, _) => Some("`tools`"),
+            (true, Some(true)) => Some("`enable_thinking`"),
+            (true, _) => None,
+        };
+        let result_format = take_result_format(&mut fields, usual, needed)?;
         let parameters = Self {
             result_format,
             incremental_output: fields.bool("incremental_output", Null::Absent)?.unwrap_or(false),
@@ -64,20 +73,17 @@ impl Parameters {
     }
 }
 
+/// `needed`: what only a message can tell of.
 fn take_result_format(
     fields: &mut Fields,
-    has_tools: bool,
-    thinks: bool,
+    usual: ResultFormat,
+    needed: Option<&str>,
 ) -> Result<ResultFormat, ApiError> {
     let given = fields.string("result_format", Null::Absent)?;
-    let needed = match (has_tools, thinks) {
-        (true, _) => Some("`tools`"),
-        (false, true) => Some("`enable_thinking`"),
-        (false, false) => None,
-    };
     match (given.as_deref(), needed) {
         (Some("message"), _) | (None, Some(_)) => Ok(ResultFormat::Message),
-        (Some("text") | None, None) => Ok(ResultFormat::Text),
+        (Some("text"), None) => Ok(ResultFormat::Text),
+        (None, None) => Ok(usual),
         (Some("text"), Some(why)) => {
             let message = format!("`parameters.result_format` must be `message` with {why}.");
             Err(ApiError::field("parameters.result_format", "invalid_value", message))
@@ -181,7 +187,12 @@ fn tool(value: Value, path: &str) -> Result<Tool, ApiError> {
     let name = function.string("name", Null::Refused)?;
     let name = name.ok_or_else(|| missing(&format!("{path}.name")))?;
     function.string("description", Null::Absent)?;
-    function.ignored_object("parameters")?;
+    // A schema, or a list of parameters as Qwen-Agent writes it: the template shows either.
+    if let Some(given) = function.take("parameters", Null::Absent)
+        && !(given.is_object() || given.is_array())
+    {
+        return Err(wrong_type(&format!("{path}.parameters"), "an object or an array", &given));
+    }
     let strict = function.bool("strict", Null::Absent)?.unwrap_or(false);
     function.finish()?;
     tool.finish()?;

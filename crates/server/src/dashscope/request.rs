@@ -42,9 +42,14 @@ pub(super) struct GenerationRequest {
 }
 
 impl GenerationRequest {
-    pub(super) fn parse(body: &[u8], asked: Asked, max_choices: usize) -> Result<Self, ApiError> {
+    pub(super) fn parse(
+        body: &[u8],
+        asked: Asked,
+        usual: ResultFormat,
+        max_choices: usize,
+    ) -> Result<Self, ApiError> {
         let (model, input, parameters) = take_body(body)?;
-        let parameters = Parameters::take(parameters, max_choices)?;
+        let parameters = Parameters::take(parameters, usual, max_choices)?;
         let chat = ChatRequest {
             tools: parameters.tools,
             tool_choice: parameters.tool_choice,
@@ -144,7 +149,9 @@ mod tests {
                 "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}},
         });
         let asked = Asked { stream: true };
-        check_mutations(&good, |body| GenerationRequest::parse(body, asked, 16));
+        check_mutations(&good, |body| {
+            GenerationRequest::parse(body, asked, ResultFormat::Text, 16)
+        });
         let turns =
             json!({"model": "m", "input": {"prompt": "p", "history": [{"user": "a", "bot": "b"}]}});
         check_mutations(&turns, TokenizerRequest::parse);

@@ -165,6 +165,11 @@ async fn models_are_told_of() {
     let shown = house.speak("/api/show", &[], &json!({"model": MODEL})).await.json();
     assert_eq!(shown["capabilities"], json!(["completion", "tools", "thinking"]));
     assert!(shown["template"].as_str().unwrap().contains("<|im_start|>"));
+    // Bodies are JSON whatever their type says.
+    let body = json!({"model": MODEL}).to_string();
+    let request = house.request("POST", "/api/show", &body);
+    let as_form = request.replace("application/json", "application/x-www-form-urlencoded");
+    assert_eq!(house.send(&as_form).await.status, 200);
     let none = house.speak("/api/show", &[], &json!({"name": "none"})).await;
     assert_eq!((none.status, none.json()["error"].is_string()), (404, true));
 }
