@@ -7,6 +7,7 @@ import time
 import urllib.request
 
 import openai
+import pydantic
 import pytest
 
 HELLO = [{"role": "user", "content": "Count from one to twenty, in words."}]
@@ -114,6 +115,56 @@ def test_typed_errors(client, model, settings):
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, model, max_tokens=10_000_000)
     assert caught.value.code == "context_length_exceeded"
+
+
+class City(pydantic.BaseModel):
+    name: str = pydantic.Field(max_length=30)
+    inhabitants: int = pydantic.Field(ge=0)
+    is_capital: bool
+    rivers: list[str] = pydantic.Field(max_length=2)
+
+
+ABOUT_PARIS = [{"role": "user", "content": "Tell me about Paris, as JSON."}]
+
+
+def test_structured_output(client, model):
+    for seed in range(3):
+        options = {"messages": ABOUT_PARIS, "temperature": 1, "seed": seed, "max_tokens": 400}
+        reply = client.chat.completions.parse(model=model, response_format=City, **options)
+        choice = reply.choices[0]
+        assert choice.finish_reason == "stop"
+        assert isinstance(choice.message.parsed, City)
+        # The same, streamed, with log-probabilities (so that nothing is forced) and with a stop string that never comes.
+        schema = {"name": "City", "strict": True, "schema": City.model_json_schema()}
+        streamed = ask(
+            client, model, **options, stream=True, logprobs=True, stop=["\x01"],
+            response_format={"type": "json_schema", "json_schema": schema},
+        )
+        texts, finish, _ = text_of(streamed)
+        assert City.model_validate_json(texts[0]) == choice.message.parsed
+        assert finish[0] == "stop"
+    cut = ask(client, model, messages=ABOUT_PARIS, response_format={"type": "json_object"}, max_tokens=3)
+    assert cut.choices[0].finish_reason == "length"
+    assert cut.choices[0].message.content.startswith("{")
+
+
+def test_guided_output(client, model):
+    for field, value, fits in [
+        ("guided_choice", ["red", "green"], lambda text: text in ("red", "green")),
+        ("guided_regex", "[0-9]{3}-[a-f]{2}", lambda text: text[:3].isdigit() and len(text) == 6),
+        ("guided_grammar", 'root ::= "(" root? ")"', lambda text: text.count("(") == text.count(")") > 0),
+        ("guided_json", {"type": "array", "items": {"type": "boolean"}, "maxItems": 4}, lambda text: len(json.loads(text)) <= 4),
+    ]:
+        reply = ask(client, model, max_tokens=60, temperature=1, n=3, seed=5, extra_body={field: value})
+        for choice in reply.choices:
+            assert choice.finish_reason == "length" or fits(choice.message.content), (field, choice)
+        text = client.completions.create(
+            model=model, prompt="x", max_tokens=60, temperature=1, seed=6, extra_body={field: value}
+        ).choices[0]
+        assert text.finish_reason == "length" or fits(text.text), (field, text)
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, model, extra_body={"guided_json": {"type": "array", "uniqueItems": True}})
+    assert caught.value.param == "guided_json" and "uniqueItems" in caught.value.message
 
 
 def test_completions(client, model):

@@ -1,3 +1,6 @@
+//! Grammars over a vocabulary of single bytes: what they allow, force and refuse; hostile ones; small random schemas held
+//! to another implementation.
+
 use super::*;
 use crate::text_model::TextModel;
 use crate::tokenizer::{GgufVocabulary, SpecialTokens, Tokenizer};
