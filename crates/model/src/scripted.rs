@@ -52,7 +52,7 @@ pub enum ScriptEnd {
 
 type Respond = dyn Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync;
 
-/// An [`Engine`] that plays scripts.
+/// An [`Engine`] that plays scripts. A request's grammar it keeps and does not follow.
 pub struct ScriptedEngine {
     info: EngineInfo,
     respond: Box<Respond>,

@@ -23,9 +23,9 @@ use crate::text_model::TextModel;
 /// Stack of a compiling thread: schemas nest, and are compiled by recursion. Reserved, not used, until needed.
 const STACK_BYTES: usize = 64 << 20;
 /// States of one answer's lexer, about 2 kB each.
-const MAX_LEXER_STATES: usize = 20_000;
+const MAX_LEXER_STATES: usize = 5_000;
 /// Symbols in productions.
-const MAX_GRAMMAR_SYMBOLS: usize = 300_000;
+const MAX_GRAMMAR_SYMBOLS: usize = 100_000;
 /// Texts of a choice.
 const MAX_CHOICES: usize = 10_000;
 
@@ -50,7 +50,7 @@ impl Default for GrammarLimits {
             max_bytes: 256 << 10,
             compile_timeout: Duration::from_secs(5),
             max_compiling: 4,
-            cache_entries: 128,
+            cache_entries: 64,
             cache_bytes: 2 << 20,
         }
     }
@@ -225,7 +225,10 @@ impl Tools {
         }
         match fresh.get_error() {
             Some(error) => Err(failed(&error)),
-            None => Ok(Compiled::new(fresh, self.ends.clone())),
+            None => {
+                let vocab_size = self.text.tokenizer().vocab_size();
+                Ok(Compiled::new(fresh, self.ends.clone(), vocab_size))
+            }
         }
     }
 }

@@ -201,9 +201,14 @@ const MAX_REFERENCES: usize = 16;
 const TYPES: [&str; 6] = ["null", "boolean", "number", "string", "array", "object"];
 const ANY_TYPE: u8 = 0b11_1111;
 
-/// Where no value can be of the types of two options, one of them is any of them.
+/// Where no value can be of the types of two options, or have the properties that each of them requires, one of them is
+/// any of them.
 fn one_of(map: &mut Map<String, Json>, draft: Draft, root: &Json) {
     let Some(Json::Array(options)) = map.get("oneOf") else { return };
+    if let Some(apart) = required_apart(options) {
+        map.remove("oneOf");
+        return also(map, json!({ "anyOf": apart }));
+    }
     let mut seen = 0;
     for option in options {
         let types = types(option, draft, root, MAX_REFERENCES);
@@ -218,6 +223,54 @@ fn one_of(map: &mut Map<String, Json>, draft: Draft, root: &Json) {
     } else {
         map.insert("anyOf".to_owned(), options);
     }
+}
+
+/// Keywords that assert nothing.
+const WORDS: [&str; 5] = ["title", "description", "$comment", "default", "examples"];
+
+/// Options that only require properties: each of them without one that another asks for.
+fn required_apart(options: &[Json]) -> Option<Vec<Json>> {
+    let names = |option: &Json| -> Option<Vec<String>> {
+        let asserts = |(word, _): &(&String, &Json)| !WORDS.contains(&word.as_str());
+        let mut asserted = option.as_object()?.iter().filter(asserts);
+        let (word, names) = asserted.next()?;
+        let names = names.as_array().filter(|_| word == "required" && asserted.next().is_none())?;
+        names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
+    };
+    let required: Vec<Vec<String>> = options.iter().map(names).collect::<Option<_>>()?;
+    let mut apart = Vec::new();
+    for (index, own) in required.iter().enumerate() {
+        let others = required.iter().enumerate().filter(|(other, _)| *other != index);
+        // Nobody has what this one asks for and not the other, if that asks for no more.
+        let absent: Option<Vec<&String>> =
+            others.map(|(_, other)| other.iter().find(|name| !own.contains(*name))).collect();
+        if let Some(absent) = absent {
+            let absent: Map<String, Json> =
+                absent.into_iter().map(|name| (name.clone(), Json::Bool(false))).collect();
+            apart.push(json!({ "required": own, "properties": absent }));
+        }
+    }
+    (!apart.is_empty()).then_some(apart)
+}
+
+/// Puts what the options of a `oneOf` refer to in their place, for only then can it be seen that they exclude one
+/// another. Whether it did.
+pub(super) fn resolve_options(map: &mut Map<String, Json>, root: &Json) -> bool {
+    let Some(Json::Array(options)) = map.get_mut("oneOf") else { return false };
+    let mut resolved = false;
+    for option in options {
+        let Json::Object(asked) = &*option else { continue };
+        if asked.keys().any(|word| word != "$ref" && !WORDS.contains(&word.as_str())) {
+            continue;
+        }
+        let reference = asked.get("$ref").and_then(Json::as_str);
+        let target = reference.and_then(|reference| root.pointer(reference.strip_prefix('#')?));
+        if let Some(target @ Json::Object(_)) = target {
+            *option = target.clone();
+            resolved = true;
+        }
+    }
+    resolved
 }
 
 /// The types that values of a schema may have: all that are not ruled out for sure.
@@ -322,6 +375,21 @@ mod tests {
         check(json!([{"$ref": "#/d/c"}, {"type": "null"}]), false);
         check(json!([{"$ref": "other#/d/a"}, {"type": "null"}]), false);
         check(json!([true, {"type": "null"}]), false);
+    }
+
+    #[test]
+    fn options_that_require_are_set_apart() {
+        let given = json!({"oneOf": [{"required": ["a", "b"]}, {"required": ["a", "c"], "title": "t"}, {"required": ["a"]}]});
+        let wanted = json!({"allOf": [{"anyOf": [
+            {"required": ["a", "b"], "properties": {"c": false}},
+            {"required": ["a", "c"], "properties": {"b": false}},
+        ]}]});
+        // Where one of the first two holds so does the third, and both is one too many.
+        let alone = json!({"required": ["a"], "properties": {"b": false, "c": false}});
+        check(Draft::Y2020, given, json!({"allOf": [{"anyOf": [alone]}]}));
+        let given =
+            json!({"oneOf": [{"required": ["a", "b"]}, {"required": ["a", "c"], "title": "t"}]});
+        check(Draft::Y2020, given, wanted);
     }
 
     #[test]

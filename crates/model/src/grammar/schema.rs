@@ -119,6 +119,7 @@ pub(super) fn prepare(schema: &Json) -> Result<(Json, Notes), GrammarError> {
         draft: Draft::of(schema),
         notes: Notes::default(),
         schemas: 0,
+        resolved: false,
     };
     let mut schema = match schema {
         Json::Bool(true) => json!({}),
@@ -159,6 +160,8 @@ struct Walk<'s> {
     draft: Draft,
     notes: Notes,
     schemas: usize,
+    /// Inside of options that references led to.
+    resolved: bool,
 }
 
 /// Keywords whose value is a schema, a list of schemas (or either), a map of schemas.
@@ -195,7 +198,22 @@ impl Walk<'_> {
         }
         map.remove("x-guidance");
         rewrite::schema(map, self.draft, self.root);
+        // Only in the document as it was given: what was put in its place may lead back to it.
+        let resolves = !self.resolved && rewrite::resolve_options(map, self.root);
+        self.resolved |= resolves;
         self.note(map, path);
+        self.parts(map, path, depth)?;
+        self.resolved &= !resolves;
+        Ok(())
+    }
+
+    /// What is inside of a schema object.
+    fn parts(
+        &mut self,
+        map: &mut Map<String, Json>,
+        path: &str,
+        depth: usize,
+    ) -> Result<(), GrammarError> {
         for keyword in ONE {
             if let Some(inner @ Json::Object(_)) = map.get_mut(keyword) {
                 self.schema(inner, &format!("{path}/{keyword}"), depth + 1)?;

@@ -19,11 +19,13 @@ pub(super) struct Compiled {
     fresh: Mutex<Matcher>,
     /// Tokens that end an answer; the first is taken where nothing else may follow.
     ends: Vec<TokenId>,
+    /// Tokens that llguidance knows are below this; a model may have more.
+    vocab_size: usize,
 }
 
 impl Compiled {
-    pub(super) fn new(fresh: Matcher, ends: Vec<TokenId>) -> Self {
-        Self { fresh: Mutex::new(fresh), ends }
+    pub(super) fn new(fresh: Matcher, ends: Vec<TokenId>, vocab_size: usize) -> Self {
+        Self { fresh: Mutex::new(fresh), ends, vocab_size }
     }
 }
 
@@ -39,6 +41,7 @@ impl Grammar for Compiled {
         Ok(Box::new(Following {
             matcher,
             ends: self.ends.clone(),
+            vocab_size: self.vocab_size,
             forced: VecDeque::new(),
             forced_known: false,
             mask: TokenMask::default(),
@@ -52,6 +55,7 @@ impl Grammar for Compiled {
 struct Following {
     matcher: Matcher,
     ends: Vec<TokenId>,
+    vocab_size: usize,
     /// Tokens that must follow, one after the other.
     forced: VecDeque<TokenId>,
     /// `forced` holds for the place where the answer stands.
@@ -137,23 +141,25 @@ impl GrammarState for Following {
         if !self.forced.is_empty() {
             return tokens.iter().zip(&self.forced).take_while(|(a, b)| a == b).count();
         }
-        self.matcher.validate_tokens(tokens).unwrap_or(0)
+        // An unknown token would break the matcher.
+        let unknown = tokens.iter().position(|&token| token as usize >= self.vocab_size);
+        let known = tokens.get(..unknown.unwrap_or(tokens.len())).unwrap_or(tokens);
+        self.matcher.validate_tokens(known).unwrap_or(0)
     }
 
     fn accept(&mut self, token: TokenId) -> Result<(), GrammarFault> {
-        self.mask_known = false;
-        self.forced_known = false;
-        if self.ended {
+        let is_end = self.ends.contains(&token);
+        let allowed = match self.forced.front() {
+            Some(&forced) => forced == token,
+            None if self.mask_known => self.mask.allows(token),
+            None => is_end || self.valid_prefix(&[token]) == 1,
+        };
+        if self.ended || !allowed {
             return Err(GrammarFault::NotAllowed(token));
         }
-        let is_end = self.ends.contains(&token);
-        match self.forced.front() {
-            Some(&forced) if forced == token => {
-                self.forced.pop_front();
-            }
-            Some(_) => return Err(GrammarFault::NotAllowed(token)),
-            None => {}
-        }
+        self.forced.pop_front();
+        self.mask_known = false;
+        self.forced_known = false;
         if is_end {
             self.ended = self.only_end_follows()
                 || self.matcher.is_accepting().map_err(|error| self.fault(&error))?;

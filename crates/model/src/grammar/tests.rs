@@ -123,6 +123,42 @@ fn each_kind_allows_what_it_says_and_nothing_else() {
 }
 
 #[test]
+fn one_of_several_is_followed_where_they_exclude_one_another() {
+    let shape = |kind: &str, side: &str| {
+        json!({ "type": "object", "additionalProperties": false, "required": ["kind", side],
+            "properties": { "kind": { "enum": [kind] }, side: { "$ref": "#/$defs/size" } } })
+    };
+    let schema = json!({
+        "oneOf": [{ "$ref": "#/$defs/circle" }, { "$ref": "#/$defs/square" }],
+        "$defs": {
+            "size": { "oneOf": [{ "enum": [1, 2] }, { "type": "null" }] },
+            "circle": shape("circle", "radius"),
+            "square": shape("square", "side")
+        }
+    });
+    check(
+        &GrammarSpec::JsonSchema(schema),
+        &[r#"{"kind":"circle","radius":1}"#, r#"{"kind":"square","side":null}"#],
+        &[r#"{"kind":"circle","side":1}"#, r#"{"kind":"square","side":3}"#, "{}"],
+    );
+    let either = json!({
+        "type": "object", "additionalProperties": false,
+        "properties": { "a": { "const": 1 }, "b": { "const": 2 } },
+        "oneOf": [{ "required": ["a"] }, { "required": ["b"] }]
+    });
+    check(
+        &GrammarSpec::JsonSchema(either),
+        &[r#"{"a":1}"#, r#"{"b":2}"#],
+        &["{}", r#"{"a":1,"b":2}"#],
+    );
+    // Options that lead back to themselves.
+    let list = json!({ "oneOf": [{ "$ref": "#/$defs/node" }, { "$ref": "#/$defs/end" }],
+        "$defs": { "end": { "type": "null" }, "node": { "type": "array", "minItems": 1, "maxItems": 1,
+            "items": { "oneOf": [{ "$ref": "#/$defs/node" }, { "$ref": "#/$defs/end" }] } } } });
+    check(&GrammarSpec::JsonSchema(list), &["null", "[null]", "[[null]]"], &["[]", "[1]"]);
+}
+
+#[test]
 fn dependencies_are_followed() {
     let kind = json!({"type": "integer", "maximum": 9, "minimum": 0});
     let schema = json!({
@@ -436,8 +472,9 @@ proptest! {
 
 #[test]
 fn bytes_that_do_not_fit_are_refused() {
-    let grammar = compiler().compile(&GrammarSpec::Regex("ab".to_owned())).unwrap();
+    let grammar = compiler().compile(&GrammarSpec::Regex("[ab]{2}".to_owned())).unwrap();
     let mut state = grammar.start().unwrap();
+    assert_eq!(state.valid_prefix(&[b'a'.into(), VOCAB + 5]), 1);
     assert_eq!(state.valid_prefix(&bytes("abc")), 2);
     assert!(matches!(state.accept(b'x'.into()), Err(GrammarFault::NotAllowed(_))));
 }
