@@ -117,7 +117,7 @@ def test_typed_errors(client, model, settings):
     assert caught.value.code == "context_length_exceeded"
 
 
-class City(pydantic.BaseModel):
+class City(pydantic.BaseModel, extra="forbid"):
     name: str = pydantic.Field(max_length=30)
     inhabitants: int = pydantic.Field(ge=0)
     is_capital: bool
