@@ -101,21 +101,6 @@ pub fn attention(
     scale: f32,
     out: &mut [f32],
 ) {
-    attention_with(Isa::best(), pool, cache, layer, heads, q, sequences, scale, out);
-}
-
-#[allow(clippy::too_many_arguments, reason = "the shape of the operation")]
-fn attention_with(
-    isa: Isa,
-    pool: &Pool,
-    cache: &KvCache,
-    layer: usize,
-    heads: usize,
-    q: &[f32],
-    sequences: &[AttentionSequence<'_>],
-    scale: f32,
-    out: &mut [f32],
-) {
     let (kv_heads, dim) = (cache.kv_heads(), cache.head_dim());
     if kv_heads == 0 || dim == 0 || heads == 0 {
         return;
@@ -135,7 +120,7 @@ fn attention_with(
     let (tasks, partials_len) = tasks(&mut tiles, pool.threads(), group, dim);
     let mut partials = Aligned::<f32>::new(partials_len);
     let call = Call {
-        isa,
+        isa: cache.isa(),
         cache,
         layer,
         heads,
@@ -234,6 +219,14 @@ impl Call<'_> {
             work.first_position,
             self.scale,
         );
+        match (self.isa, self.cache.format()) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level exists only where its features do.
+            (Isa::Avx512, KvFormat::F16) if avx512::takes(tile.dim) => unsafe {
+                avx512::query_words(tile)
+            },
+            _ => {}
+        }
         for segment in task.segments.clone() {
             let first_pair = tile.first_pair_at(segment * SEGMENT_TOKENS);
             self.segment(work, segment, tile);

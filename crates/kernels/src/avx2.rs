@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use crate::activations::{self, ActivationBlock};
+use crate::activations::{self, ActivationBlock, SMALLEST_SCALE};
 use crate::layout::{STRIP_ROWS, VECTORS, field};
 use crate::matmul::Output;
 use crate::native::{BLOCK, IQ4_VALUES, ScaleKind, code_offset};
@@ -306,18 +306,11 @@ unsafe fn block_products<Q: Quantised, const T: usize>(
     let a: [&ActivationBlock; T] = std::array::from_fn(|t| unsafe { &*a.add(t) });
     if Q::HALVED {
         let first = dots::<Q, T, 0, 4>(w, a);
-        let mut terms = [[_mm256_setzero_ps(); 2]; T];
-        for t in 0..T {
-            for h in 0..2 {
-                terms[t][h] = _mm256_mul_ps(_mm256_cvtepi32_ps(first[t][h]), w.scale[0][h]);
-            }
-        }
+        add_dots(&first, w.scale[0], a, sums);
         let last = dots::<Q, T, 4, 8>(w, a);
+        add_dots(&last, w.scale[1], a, sums);
         for t in 0..T {
             for h in 0..2 {
-                let term =
-                    _mm256_fmadd_ps(_mm256_cvtepi32_ps(last[t][h]), w.scale[1][h], terms[t][h]);
-                sums[t][h] = _mm256_fmadd_ps(term, _mm256_set1_ps(a[t].scale), sums[t][h]);
                 if Q::HAS_MIN {
                     for half in 0..2 {
                         let sum = _mm256_set1_ps(a[t].scaled_half_sum(half));
@@ -329,14 +322,32 @@ unsafe fn block_products<Q: Quantised, const T: usize>(
         return;
     }
     let dots = dots::<Q, T, 0, 8>(w, a);
+    add_dots(&dots, w.scale[0], a, sums);
     for t in 0..T {
         for h in 0..2 {
-            let term = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[t][h]), w.scale[0][h]);
-            sums[t][h] = _mm256_fmadd_ps(term, _mm256_set1_ps(a[t].scale), sums[t][h]);
             if Q::HAS_MIN {
                 sums[t][h] =
                     _mm256_fmadd_ps(w.min[0][h], _mm256_set1_ps(a[t].scaled_sum), sums[t][h]);
             }
+        }
+    }
+}
+
+/// Adds integer dot products, weighed with both scales.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn add_dots<const T: usize>(
+    dots: &[Pair<__m256i>; T],
+    scale: Pair<__m256>,
+    a: [&ActivationBlock; T],
+    sums: &mut [Pair<__m256>; T],
+) {
+    for t in 0..T {
+        let activation = _mm256_set1_epi32(a[t].exponent as i32);
+        for h in 0..2 {
+            let scale =
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(scale[h]), activation));
+            sums[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t][h]), scale, sums[t][h]);
         }
     }
 }
@@ -452,9 +463,11 @@ unsafe fn unpack_block<Q: Quantised>(
             _mm_prefetch::<_MM_HINT_T1>(packed.wrapping_add(PREFETCH + 64 * line).cast());
         }
         let [low, high] = [scales::<Q>(strip, block, 0), scales::<Q>(strip, block, 1)];
-        let sides =
-            |of: fn(&Scales) -> [__m256; 2]| [0, 1].map(|half| [of(&low)[half], of(&high)[half]]);
-        PanelBlock { codes: unpack::<Q>(packed), scale: sides(|s| s.scale), min: sides(|s| s.min) }
+        PanelBlock {
+            codes: unpack::<Q>(packed),
+            scale: [0, 1].map(|half| [low.scale[half], high.scale[half]]),
+            min: [0, 1].map(|half| [low.min[half], high.min[half]]),
+        }
     }
 }
 
@@ -523,7 +536,8 @@ struct Scales {
 #[inline]
 unsafe fn scales<Q: Quantised>(strip: *const u8, block: usize, h: usize) -> Scales {
     let (record, sub) = (block / Q::GROUP_BLOCKS * Q::GROUP_BYTES, block % Q::GROUP_BLOCKS);
-    let zero = _mm256_setzero_ps();
+    // Makes a zero `activations::nonzero_scale`.
+    let (zero, tiny) = (_mm256_setzero_ps(), _mm256_set1_ps(SMALLEST_SCALE));
     // SAFETY: the record lies inside the scale plane (see `layout`), and so do its parts.
     unsafe {
         let record = strip.add(record);
@@ -538,13 +552,13 @@ unsafe fn scales<Q: Quantised>(strip: *const u8, block: usize, h: usize) -> Scal
         let bytes = |half: usize| _mm_loadl_epi64(subs.add(16 * (2 * sub + half)).cast());
         let signed = |index: usize, count: usize| {
             let scale = _mm256_sub_epi32(six_bits(subs, count, index), _mm256_set1_epi32(32));
-            _mm256_mul_ps(d, _mm256_cvtepi32_ps(scale))
+            _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(scale), tiny)
         };
         match Q::KIND {
-            ScaleKind::Plain => Scales { scale: [d; 2], min: [zero; 2] },
-            ScaleKind::PlainMin => Scales { scale: [d; 2], min: [m; 2] },
+            ScaleKind::Plain => Scales { scale: [_mm256_add_ps(d, tiny); 2], min: [zero; 2] },
+            ScaleKind::PlainMin => Scales { scale: [_mm256_add_ps(d, tiny); 2], min: [m; 2] },
             ScaleKind::SixBitMin => {
-                let scale = _mm256_mul_ps(d, _mm256_cvtepi32_ps(six_bits(subs, 8, sub)));
+                let scale = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(six_bits(subs, 8, sub)), tiny);
                 let min = _mm256_mul_ps(neg_m, _mm256_cvtepi32_ps(six_bits(subs.add(96), 8, sub)));
                 Scales { scale: [scale; 2], min: [min; 2] }
             }
@@ -554,7 +568,7 @@ unsafe fn scales<Q: Quantised>(strip: *const u8, block: usize, h: usize) -> Scal
             }
             ScaleKind::SignedByte => {
                 let scale = [0, 1].map(|half| {
-                    _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes(half))))
+                    _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes(half))), tiny)
                 });
                 Scales { scale, min: [zero; 2] }
             }
@@ -564,7 +578,7 @@ unsafe fn scales<Q: Quantised>(strip: *const u8, block: usize, h: usize) -> Scal
                     both.map(|b| _mm256_cvtepi32_ps(_mm256_and_si256(b, _mm256_set1_epi32(15))));
                 let high = both.map(|b| _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(b)));
                 Scales {
-                    scale: low.map(|s| _mm256_mul_ps(d, s)),
+                    scale: low.map(|s| _mm256_fmadd_ps(d, s, tiny)),
                     min: high.map(|s| _mm256_mul_ps(neg_m, s)),
                 }
             }
@@ -728,12 +742,27 @@ unsafe fn float_tile<F: Float, const S: usize, const T: usize>(
     }
 }
 
-/// 32 activations as an int8 block; the same bits as the scalar twin in `activations`.
+/// Blocks of 32 activations as int8 blocks, every `stride`-th of `values`; whether all are finite.
 ///
 /// # Safety
 /// AVX2.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn quantise_block(x: &[f32; BLOCK]) -> ActivationBlock {
+pub(crate) unsafe fn quantise_blocks(
+    x: &[[f32; BLOCK]],
+    values: &mut [ActivationBlock],
+    stride: usize,
+) -> bool {
+    let mut is_sound = true;
+    for (x, value) in x.iter().zip(values.iter_mut().step_by(stride)) {
+        is_sound &= quantise_block(x, value);
+    }
+    is_sound
+}
+
+/// 32 activations as an int8 block, the same bits as the scalar twin in `activations`; whether they are finite.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn quantise_block(x: &[f32; BLOCK], to: &mut ActivationBlock) -> bool {
     // SAFETY: four vectors of eight.
     let x: [__m256; 4] = std::array::from_fn(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) });
     let sizes = x.map(|v| _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fff_ffff)));
@@ -744,11 +773,10 @@ pub(crate) unsafe fn quantise_block(x: &[f32; BLOCK]) -> ActivationBlock {
     let most = _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
     let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
     let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
-    let (scale, inverse) =
-        match activations::block_scale(f32::from_bits(_mm_cvtsi128_si32(most) as u32)) {
-            Ok(pair) => pair,
-            Err(block) => return block,
-        };
+    let Some((scale, inverse)) = activations::block_scale(_mm_cvtsi128_si32(most) as u32) else {
+        *to = activations::broken_block();
+        return false;
+    };
     let q = x.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(inverse))));
     // Packing works within 128-bit lanes; the permutation puts the groups of four back in order.
     let words = [_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3])];
@@ -763,5 +791,7 @@ pub(crate) unsafe fn quantise_block(x: &[f32; BLOCK]) -> ActivationBlock {
     let mut block_q = [0; BLOCK];
     // SAFETY: thirty-two bytes.
     unsafe { _mm256_storeu_si256(block_q.as_mut_ptr().cast(), bytes) };
-    activations::with_pairs(block_q, scale, halves.map(|pair| [pair as i16, (pair >> 16) as i16]))
+    let halves = halves.map(|pair| [pair as i16, (pair >> 16) as i16]);
+    *to = activations::with_pairs(block_q, scale, halves);
+    true
 }

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use crate::activations::{self, ActivationBlock};
+use crate::activations::{self, ActivationBlock, SMALLEST_SCALE};
 use crate::layout::{STRIP_ROWS, VECTORS, field};
 use crate::matmul::Output;
 use crate::native::{BLOCK, IQ4_VALUES, ScaleKind};
@@ -291,21 +291,11 @@ unsafe fn block_products<Q: Quantised, const S: usize, const T: usize>(
     if Q::HALVED {
         let start = |half: usize| a.map(|a| if offset { a.neg_half_128[half] } else { 0 });
         let first = dots::<S, T, 0, 4>(w, a, start(0));
-        let mut terms = [[_mm512_setzero_ps(); T]; S];
-        for s in 0..S {
-            for t in 0..T {
-                terms[s][t] = _mm512_mul_ps(_mm512_cvtepi32_ps(first[s][t]), w[s].scales.scale[0]);
-            }
-        }
+        add_dots(&first, w.map(|w| w.scales.scale[0]), a, sums);
         let last = dots::<S, T, 4, 8>(w, a, start(1));
+        add_dots(&last, w.map(|w| w.scales.scale[1]), a, sums);
         for s in 0..S {
             for t in 0..T {
-                let term = _mm512_fmadd_ps(
-                    _mm512_cvtepi32_ps(last[s][t]),
-                    w[s].scales.scale[1],
-                    terms[s][t],
-                );
-                sums[s][t] = _mm512_fmadd_ps(term, _mm512_set1_ps(a[t].scale), sums[s][t]);
                 if Q::HAS_MIN {
                     for half in 0..2 {
                         let sum = _mm512_set1_ps(a[t].scaled_half_sum(half));
@@ -317,10 +307,9 @@ unsafe fn block_products<Q: Quantised, const S: usize, const T: usize>(
         return;
     }
     let dots = dots::<S, T, 0, 8>(w, a, a.map(|a| if offset { a.neg_sum_128 } else { 0 }));
+    add_dots(&dots, w.map(|w| w.scales.scale[0]), a, sums);
     for s in 0..S {
         for t in 0..T {
-            let term = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[s][t]), w[s].scales.scale[0]);
-            sums[s][t] = _mm512_fmadd_ps(term, _mm512_set1_ps(a[t].scale), sums[s][t]);
             if Q::HAS_MIN {
                 sums[s][t] = _mm512_fmadd_ps(
                     w[s].scales.min[0],
@@ -328,6 +317,25 @@ unsafe fn block_products<Q: Quantised, const S: usize, const T: usize>(
                     sums[s][t],
                 );
             }
+        }
+    }
+}
+
+/// Adds integer dot products, weighed with both scales.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+fn add_dots<const S: usize, const T: usize>(
+    dots: &[[__m512i; T]; S],
+    scales: [__m512; S],
+    a: [&ActivationBlock; T],
+    sums: &mut [[__m512; T]; S],
+) {
+    for s in 0..S {
+        for t in 0..T {
+            let activation = _mm512_set1_epi32(a[t].exponent as i32);
+            let scale =
+                _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(scales[s]), activation));
+            sums[s][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[s][t]), scale, sums[s][t]);
         }
     }
 }
@@ -435,7 +443,9 @@ fn iq4_table() -> __m512i {
 unsafe fn scales<Q: Quantised>(strip: *const u8, block: usize) -> Scales {
     let (record, sub) = (block / Q::GROUP_BLOCKS * Q::GROUP_BYTES, block % Q::GROUP_BLOCKS);
     let bits = if Q::TABLE { 8 } else { Q::LOW_BITS + Q::HIGH_BITS };
-    let unit = _mm512_set1_ps(1.0 / (1_u32 << (8 - bits)) as f32);
+    let unit = 1.0 / (1_u32 << (8 - bits)) as f32;
+    // Makes a zero `activations::nonzero_scale`.
+    let (unit, tiny) = (_mm512_set1_ps(unit), _mm512_set1_ps(SMALLEST_SCALE * unit));
     let zero = _mm512_setzero_ps();
     // SAFETY: the record lies inside the scale plane (see `layout`), and so do its parts.
     unsafe {
@@ -450,26 +460,26 @@ unsafe fn scales<Q: Quantised>(strip: *const u8, block: usize) -> Scales {
         let neg_m = _mm512_sub_ps(_mm512_set1_ps(-0.0), m);
         let signed = |index: usize, count: usize| {
             let scale = _mm512_sub_epi32(six_bits(subs, count, index), _mm512_set1_epi32(32));
-            _mm512_mul_ps(d, _mm512_cvtepi32_ps(scale))
+            _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(scale), tiny)
         };
-        match Q::KIND {
-            ScaleKind::Plain => Scales { scale: [d; 2], min: [zero; 2] },
-            ScaleKind::PlainMin => Scales { scale: [d; 2], min: [m; 2] },
+        let (scale, min) = match Q::KIND {
+            ScaleKind::Plain => ([_mm512_add_ps(d, tiny); 2], [zero; 2]),
+            ScaleKind::PlainMin => ([_mm512_add_ps(d, tiny); 2], [m; 2]),
             ScaleKind::SixBitMin => {
-                let scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(six_bits(subs, 8, sub)));
+                let scale = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(six_bits(subs, 8, sub)), tiny);
                 let min = _mm512_mul_ps(neg_m, _mm512_cvtepi32_ps(six_bits(subs.add(96), 8, sub)));
-                Scales { scale: [scale; 2], min: [min; 2] }
+                ([scale; 2], [min; 2])
             }
-            ScaleKind::SixBitSigned32 => Scales { scale: [signed(sub, 8); 2], min: [zero; 2] },
+            ScaleKind::SixBitSigned32 => ([signed(sub, 8); 2], [zero; 2]),
             ScaleKind::SixBitSigned16 => {
-                Scales { scale: [signed(2 * sub, 16), signed(2 * sub + 1, 16)], min: [zero; 2] }
+                ([signed(2 * sub, 16), signed(2 * sub + 1, 16)], [zero; 2])
             }
             ScaleKind::SignedByte => {
                 let scale = [0, 1].map(|half| {
                     let bytes = _mm_loadu_si128(subs.add(16 * (2 * sub + half)).cast());
-                    _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
+                    _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), tiny)
                 });
-                Scales { scale, min: [zero; 2] }
+                (scale, [zero; 2])
             }
             ScaleKind::FourBitMin => {
                 let bytes = [0, 1].map(|half| {
@@ -478,12 +488,10 @@ unsafe fn scales<Q: Quantised>(strip: *const u8, block: usize) -> Scales {
                 let low =
                     bytes.map(|b| _mm512_cvtepi32_ps(_mm512_and_si512(b, _mm512_set1_epi32(15))));
                 let high = bytes.map(|b| _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(b)));
-                Scales {
-                    scale: low.map(|s| _mm512_mul_ps(d, s)),
-                    min: high.map(|s| _mm512_mul_ps(neg_m, s)),
-                }
+                (low.map(|s| _mm512_fmadd_ps(d, s, tiny)), high.map(|s| _mm512_mul_ps(neg_m, s)))
             }
-        }
+        };
+        Scales { scale, min }
     }
 }
 

@@ -5,9 +5,9 @@
 //! way, whatever the number of activation rows, the tile, the thread count and, for quantised weights, the instruction set:
 //!
 //! ```text
-//! quantised:  t = I₀·D₀  (halved scales: t = fma(I₁, D₁, t))    I = Σ (code − offset) · q, exact in int32
-//!             acc = fma(t, scale, acc)                          scale of the activation block
-//!             acc = fma(M, scale · Σ q, acc)                    only formats with minima, per half if halved
+//! quantised:  acc = fma(I, D · scale, acc)      I = Σ (code − offset) · q, exact in int32, per half if D is
+//!                                               scale of the activation block, a power of two: D · scale is exact
+//!             acc = fma(M, scale · Σ q, acc)    only formats with minima, per half if halved
 //! float:      chain = fma over 64 columns from 0; acc = acc + chain
 //! ```
 
@@ -61,6 +61,7 @@ pub fn matmul_each<const N: usize>(
     let all_strips = products.iter().map(|(w, _)| w.strips()).sum();
     let size = chunk_strips(all_strips, pool.threads());
     let mut chunks = 0;
+    let broken = a.broken_rows();
     let parts = products.map(|(w, out)| {
         check_sizes(w, a, out);
         let first = chunks;
@@ -80,6 +81,12 @@ pub fn matmul_each<const N: usize>(
             }
         }
     });
+    for (w, output, ..) in parts.iter().filter(|(w, ..)| w.format().is_quantised()) {
+        for &row in &broken {
+            // SAFETY: all threads are done; the row exists, and it has an output a weight row.
+            unsafe { output.slice.part(row * w.rows()..(row + 1) * w.rows()) }.fill(f32::NAN);
+        }
+    }
 }
 
 fn check_sizes(w: &PackedMatrix, a: &Activations, out: &[f32]) {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::activations::{self, ActivationBlock};
+use crate::activations::{self, ActivationBlock, join_scales, nonzero_scale};
 use crate::dequant::dequantize_row;
 use crate::layout::{self, STRIP_ROWS};
 use crate::matmul::Output;
@@ -41,7 +41,7 @@ fn quantised_row(w: &PackedMatrix, a: &Activations, out: &Output, row: usize) {
             let (first, last) = (kind.resolve(&raw, 0), kind.resolve(&raw, 1));
             WeightBlock {
                 values: codes.map(|code| native::code_value(w.format(), code)),
-                scale: [first.0, last.0],
+                scale: [first.0, last.0].map(nonzero_scale),
                 min: [first.1, last.1],
             }
         })
@@ -66,16 +66,15 @@ fn block_product(kind: ScaleKind, w: &WeightBlock, a: &ActivationBlock, sum: f32
         |columns: Range<usize>| -> i32 { columns.map(|c| w.values[c] * i32::from(a.q[c])).sum() };
     let half_sum = |columns: Range<usize>| -> i32 { columns.map(|c| i32::from(a.q[c])).sum() };
     if kind.is_halved() {
-        let first = dot(0..16) as f32 * w.scale[0];
-        let term = (dot(16..32) as f32).mul_add(w.scale[1], first);
-        let mut sum = term.mul_add(a.scale, sum);
+        let mut sum = (dot(0..16) as f32).mul_add(join_scales(w.scale[0], a.exponent), sum);
+        sum = (dot(16..32) as f32).mul_add(join_scales(w.scale[1], a.exponent), sum);
         if kind.has_min() {
-            sum = w.min[0].mul_add(a.scale * half_sum(0..16) as f32, sum);
-            sum = w.min[1].mul_add(a.scale * half_sum(16..32) as f32, sum);
+            sum = w.min[0].mul_add(a.scale() * half_sum(0..16) as f32, sum);
+            sum = w.min[1].mul_add(a.scale() * half_sum(16..32) as f32, sum);
         }
         return sum;
     }
-    let sum = (dot(0..32) as f32 * w.scale[0]).mul_add(a.scale, sum);
+    let sum = (dot(0..32) as f32).mul_add(join_scales(w.scale[0], a.exponent), sum);
     if kind.has_min() { w.min[0].mul_add(a.scaled_sum, sum) } else { sum }
 }
 

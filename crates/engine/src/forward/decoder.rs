@@ -438,13 +438,13 @@ fn check_config(config: &DecoderConfig) -> Result<(), ForwardError> {
 
 /// Pages of the cache, bounded so that block tables can name them and their bytes can be counted.
 fn resolve_pages(config: &DecoderConfig, options: &DecoderOptions) -> Result<usize, ForwardError> {
-    let element_bytes = match options.kv_format {
-        KvFormat::F32 => 4,
-        KvFormat::F16 => 2,
-    };
-    let page_bytes = [2, PAGE_TOKENS, config.num_kv_heads, config.head_dim, element_bytes]
-        .iter()
-        .try_fold(config.num_layers, |product, factor| product.checked_mul(*factor));
+    let page_bytes = KvCache::bytes_per_page(
+        options.kv_format,
+        config.num_layers,
+        config.num_kv_heads,
+        config.head_dim,
+    );
+    let page_bytes = (page_bytes < usize::MAX).then_some(page_bytes);
     let pages = match (options.kv_size, page_bytes) {
         (KvSize::Pages(pages), Some(page_bytes)) if pages.checked_mul(page_bytes).is_some() => {
             pages

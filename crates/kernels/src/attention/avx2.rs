@@ -36,6 +36,8 @@ pub(super) fn page(tile: &mut Tile, page: &Page<'_>) {
             probabilities(tile, page);
             accumulate(tile, page, &block[keys..], page.next);
         }
+        // Only caches of another level hold these.
+        Block::Words(_) => super::scalar::page(tile, page),
         Block::F16(block) => {
             // Several passes over the page: it is widened once, into the first-level cache.
             let mut wide = std::mem::take(&mut tile.wide);

@@ -1,6 +1,9 @@
 //! One page of attention with AVX-512: 16 lanes, up to 8 pairs in registers; head sizes that are multiples of 16.
+//!
+//! Scores of binary16 keys are sums of 16-bit words, two products a lane and cycle where f32 has one: queries are rounded
+//! to 12 bits and a sign by a step of their own, keys to 13 (heads of 64) by a step a token, and the sums are exact.
 
-use super::cache::{Block, PAGE_TOKENS};
+use super::cache::{Block, PAGE_TOKENS, STEPS_LEN, word_limits};
 use super::tile::{Page, SUM_LANES, Tile};
 use crate::vexp::avx512::exp2;
 use std::arch::x86_64::*;
@@ -19,7 +22,7 @@ pub(super) fn takes(dim: usize) -> bool {
 }
 
 /// Adds the page to the segment's state of each pair from `page.first_pair` on.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) fn page(tile: &mut Tile, page: &Page<'_>) {
     assert!(takes(tile.dim), "{} dimensions", tile.dim);
     let keys = PAGE_TOKENS * tile.dim;
@@ -31,22 +34,22 @@ pub(super) fn page(tile: &mut Tile, page: &Page<'_>) {
             probabilities(tile, page);
             accumulate(tile, page, &block[keys..], page.next);
         }
-        Block::F16(block) if tile.pairs - page.first_pair <= ROWS => {
-            scores(tile, page.first_pair, &block[..keys], values);
+        Block::Words(block) => {
+            let (steps_words, block) = block.split_at(STEPS_LEN + keys);
+            word_scores(tile, page.first_pair, steps_words, values);
             probabilities(tile, page);
-            accumulate(tile, page, &block[keys..], page.next);
-        }
-        Block::F16(block) => {
-            // Several passes over the page: it is widened once, into the first-level cache.
+            if tile.pairs - page.first_pair <= ROWS {
+                return accumulate(tile, page, block, page.next);
+            }
+            // Several passes over the values: they are widened once, into the first-level cache.
             let mut wide = std::mem::take(&mut tile.wide);
             let buffer = wide.get_mut(0, keys);
             widen(&block[..keys], buffer);
-            scores(tile, page.first_pair, buffer, values);
-            probabilities(tile, page);
-            widen(&block[keys..], buffer);
             accumulate(tile, page, buffer, page.next);
             tile.wide = wide;
         }
+        // Only caches of other levels hold these.
+        Block::F16(_) => super::scalar::page(tile, page),
     }
 }
 
@@ -177,6 +180,106 @@ fn scores<T>(tile: &mut Tile, first_pair: usize, keys: &[T], ahead: *const u8) {
         };
         // SAFETY: the slices above have the sizes of the contract (2 × 16 lanes are a page's tokens); T is a block's.
         unsafe { rows::<T, 2, true>(run.len(), &product) }
+    }
+}
+
+/// Values → words of at most `most`; returns their step, which is NaN if one of them is: it carries that into the scores.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn row_words(from: &[f32], most: i16, to: &mut [u16]) -> f32 {
+    let most = f32::from(most);
+    // The bits of magnitudes are ordered as they are, and NaN is above them all.
+    let mut largest = _mm512_setzero_si512();
+    for from in from.chunks_exact(LANES) {
+        // SAFETY: 16 elements.
+        let from = _mm512_abs_ps(unsafe { _mm512_loadu_ps(from.as_ptr()) });
+        largest = _mm512_max_epu32(largest, _mm512_castps_si512(from));
+    }
+    let largest = f32::from_bits(_mm512_reduce_max_epu32(largest));
+    let inverse = _mm512_set1_ps(if largest > 0.0 { most / largest } else { 0.0 });
+    for (from, to) in from.chunks_exact(LANES).zip(to.chunks_exact_mut(LANES)) {
+        // SAFETY: 16 elements each.
+        unsafe {
+            let words = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(from.as_ptr()), inverse));
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(words));
+        }
+    }
+    largest / most
+}
+
+/// A tile's queries → words, each pair by a step of its own.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn query_words(tile: &mut Tile) {
+    let dim = tile.dim;
+    assert!(takes(dim), "{dim} dimensions");
+    let most = word_limits(dim).0;
+    let queries = tile.q.get(0, tile.pairs * dim).chunks_exact(dim);
+    let words = tile.q_words.get_mut(0, tile.pairs * dim).chunks_exact_mut(dim);
+    for ((q, words), step) in queries.zip(words).zip(tile.q_steps.get_mut(0, tile.pairs)) {
+        *step = row_words(q, most, words);
+    }
+}
+
+/// `p = q · K` in words; `keys`: steps, then words, as the cache has them.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn word_scores(tile: &mut Tile, first_pair: usize, keys: &[u16], ahead: *const u8) {
+    for run in runs(first_pair, tile.pairs) {
+        let stride = if run.start == first_pair { LINE } else { 0 };
+        match run.len() {
+            1 => word_run::<1>(tile, run.start, keys, ahead, stride),
+            2 => word_run::<2>(tile, run.start, keys, ahead, stride),
+            3 => word_run::<3>(tile, run.start, keys, ahead, stride),
+            4 => word_run::<4>(tile, run.start, keys, ahead, stride),
+            5 => word_run::<5>(tile, run.start, keys, ahead, stride),
+            6 => word_run::<6>(tile, run.start, keys, ahead, stride),
+            7 => word_run::<7>(tile, run.start, keys, ahead, stride),
+            _ => word_run::<8>(tile, run.start, keys, ahead, stride),
+        }
+    }
+}
+
+/// The scores of `R` pairs from `first` on.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn word_run<const R: usize>(
+    tile: &mut Tile,
+    first: usize,
+    keys: &[u16],
+    ahead: *const u8,
+    ahead_stride: usize,
+) {
+    let dim = tile.dim;
+    let queries = tile.q_words.get(first * dim, R * dim);
+    let (steps, keys) = keys[..STEPS_LEN + dim * PAGE_TOKENS].split_at(STEPS_LEN);
+    let mut sums = [[_mm512_setzero_si512(); 2]; R];
+    for k in 0..dim / 2 {
+        for line in 2 * k..2 * k + 2 {
+            // A hint, which never faults.
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * ahead_stride).cast());
+        }
+        // SAFETY: `2 · k` is below `dim`: 64 words of K and two of each query begin there.
+        unsafe {
+            let at = keys.as_ptr().add(2 * k * PAGE_TOKENS);
+            let keys = [0, 2 * LANES].map(|lanes| _mm512_loadu_si512(at.add(lanes).cast()));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let two = queries.as_ptr().add(r * dim + 2 * k).cast::<i32>().read_unaligned();
+                for (sum, keys) in sums.iter_mut().zip(keys) {
+                    *sum = _mm512_dpwssd_epi32(*sum, keys, _mm512_set1_epi32(two));
+                }
+            }
+        }
+    }
+    let steps = steps.as_ptr().cast::<f32>();
+    for (r, sums) in sums.iter().enumerate() {
+        let step = _mm512_set1_ps(tile.q_steps.get(first + r, 1)[0]);
+        let p = tile.p.get_mut((first + r) * PAGE_TOKENS, PAGE_TOKENS);
+        for (lanes, &sum) in [0, LANES].into_iter().zip(sums) {
+            // SAFETY: 32 steps and 32 scores.
+            unsafe {
+                let steps = _mm512_mul_ps(_mm512_loadu_ps(steps.add(lanes)), step);
+                let score = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), steps);
+                _mm512_storeu_ps(p.as_mut_ptr().add(lanes), score);
+            }
+        }
     }
 }
 

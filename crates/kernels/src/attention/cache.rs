@@ -2,8 +2,10 @@
 //!
 //! Knows no sequences and no reference counts: whoever owns the block tables decides which page belongs to whom. Layout,
 //! per layer, page and KV head: K dim-major (`head_dim` × [`PAGE_TOKENS`]), so that scores come out in lanes over tokens,
-//! then V token-major ([`PAGE_TOKENS`] × `head_dim`), so that sums come out in lanes over dimensions. Memory is taken from
-//! the system zeroed and untouched, so a page costs nothing until it is written.
+//! then V token-major ([`PAGE_TOKENS`] × `head_dim`), so that sums come out in lanes over dimensions. Where the instruction
+//! set multiplies words (AVX-512 with VNNI), binary16 keys are kept as words instead: a step a token comes first
+//! ([`PAGE_TOKENS`] f32), then the words, pairs of dimensions side by side (`head_dim` / 2 × [`PAGE_TOKENS`] × 2). Memory is
+//! taken from the system zeroed and untouched, so a page costs nothing until it is written.
 
 use crate::aligned::Aligned;
 use crate::half::{f16_to_f32, narrow};
@@ -17,7 +19,8 @@ pub const PAGE_TOKENS: usize = 32;
 pub enum KvFormat {
     /// As computed.
     F32,
-    /// Rounded to binary16, saturating at ±65504: half the memory and half the traffic.
+    /// Rounded to 16 bits: half the memory and half the traffic. Binary16, saturating at ±65504; keys, where the
+    /// instruction set multiplies words, to as many bits as sums of their products allow (13 and a sign for heads of 64).
     #[default]
     F16,
 }
@@ -33,6 +36,9 @@ impl KvFormat {
     }
 }
 
+/// Elements of 16 bits that the steps of a page take.
+pub(super) const STEPS_LEN: usize = 2 * PAGE_TOKENS;
+
 enum Layers {
     F32(Vec<Aligned<f32>>),
     F16(Vec<Aligned<u16>>),
@@ -43,6 +49,8 @@ enum Layers {
 pub(crate) enum Block<'a> {
     F32(&'a [f32]),
     F16(&'a [u16]),
+    /// As `F16`, the keys as steps and words.
+    Words(&'a [u16]),
 }
 
 #[cfg_attr(
@@ -50,11 +58,24 @@ pub(crate) enum Block<'a> {
     allow(dead_code, reason = "only SIMD versions fetch ahead")
 )]
 impl Block<'_> {
+    /// Dimension `d` of the key in slot `slot`.
+    pub(crate) fn key(&self, slot: usize, d: usize) -> f32 {
+        match self {
+            Self::F32(block) => block[d * PAGE_TOKENS + slot],
+            Self::F16(block) => f16_to_f32(block[d * PAGE_TOKENS + slot]),
+            Self::Words(block) => {
+                let step = u32::from(block[2 * slot]) | u32::from(block[2 * slot + 1]) << 16;
+                let word = block[STEPS_LEN + 2 * (d / 2 * PAGE_TOKENS + slot) + d % 2] as i16;
+                f32::from(word) * f32::from_bits(step)
+            }
+        }
+    }
+
     /// The block's first byte.
     pub(crate) fn start(&self) -> *const u8 {
         match self {
             Self::F32(block) => block.as_ptr().cast(),
-            Self::F16(block) => block.as_ptr().cast(),
+            Self::F16(block) | Self::Words(block) => block.as_ptr().cast(),
         }
     }
 
@@ -63,6 +84,7 @@ impl Block<'_> {
         match self {
             Self::F32(block) => block.as_ptr().wrapping_add(dim * PAGE_TOKENS).cast(),
             Self::F16(block) => block.as_ptr().wrapping_add(dim * PAGE_TOKENS).cast(),
+            Self::Words(block) => block.as_ptr().wrapping_add(STEPS_LEN + dim * PAGE_TOKENS).cast(),
         }
     }
 }
@@ -73,6 +95,8 @@ pub struct KvCache {
     pages: usize,
     kv_heads: usize,
     head_dim: usize,
+    /// Elements of the steps before each block's keys; none where these are no words.
+    steps: usize,
     isa: Isa,
 }
 
@@ -101,12 +125,25 @@ impl KvCache {
         kv_heads: usize,
         head_dim: usize,
     ) -> Self {
-        let len = pages.saturating_mul(kv_heads.saturating_mul(block_len(head_dim)));
+        Self::with_isa(Isa::best(), format, pages, layers, kv_heads, head_dim)
+    }
+
+    /// [`KvCache::new`] for attention with the instructions of `isa`, which the processor must have.
+    pub(crate) fn with_isa(
+        isa: Isa,
+        format: KvFormat,
+        pages: usize,
+        layers: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> Self {
+        let steps = steps_len(isa, format, head_dim);
+        let len = pages.saturating_mul(kv_heads.saturating_mul(block_len(steps, head_dim)));
         let layers = match format {
             KvFormat::F32 => Layers::F32((0..layers).map(|_| Aligned::new(len)).collect()),
             KvFormat::F16 => Layers::F16((0..layers).map(|_| Aligned::new(len)).collect()),
         };
-        Self { layers, pages, kv_heads, head_dim, isa: Isa::best() }
+        Self { layers, pages, kv_heads, head_dim, steps, isa }
     }
 
     /// Bytes that one page takes over all layers, to size a cache before making it.
@@ -119,14 +156,14 @@ impl KvCache {
     ) -> usize {
         layers
             .saturating_mul(kv_heads)
-            .saturating_mul(block_len(head_dim))
+            .saturating_mul(block_len(steps_len(Isa::best(), format, head_dim), head_dim))
             .saturating_mul(format.bytes())
     }
 
     /// Bytes that one page takes over all layers.
     #[must_use]
     pub fn page_bytes(&self) -> usize {
-        Self::bytes_per_page(self.format(), self.layers(), self.kv_heads, self.head_dim)
+        self.layers() * self.kv_heads * self.block_len() * self.format().bytes()
     }
 
     /// How keys and values are stored.
@@ -171,27 +208,33 @@ impl KvCache {
     /// If `layer`, `page` or `slot` lies outside the cache, or `k` or `v` is too short.
     pub fn write(&mut self, layer: usize, page: u32, slot: usize, k: &[f32], v: &[f32]) {
         assert!(slot < PAGE_TOKENS, "slot {slot} of a page of {PAGE_TOKENS}");
-        let (heads, dim) = (self.kv_heads, self.head_dim);
-        let start = self.block_start(page, 0);
+        let (heads, dim, steps) = (self.kv_heads, self.head_dim, self.steps);
+        let (start, len) = (self.block_start(page, 0), self.block_len());
         match &mut self.layers {
             Layers::F32(layers) => {
-                let page = layers[layer].get_mut(start, heads * block_len(dim));
-                for (head, block) in page.chunks_exact_mut(block_len(dim)).enumerate() {
+                let page = layers[layer].get_mut(start, heads * len);
+                for (head, block) in page.chunks_exact_mut(len).enumerate() {
                     let range = head * dim..(head + 1) * dim;
                     scatter(&k[range.clone()], slot, block);
                     block[v_row(slot, dim)].copy_from_slice(&v[range]);
                 }
             }
             Layers::F16(layers) => {
-                let page = layers[layer].get_mut(start, heads * block_len(dim));
-                for (head, block) in page.chunks_exact_mut(block_len(dim)).enumerate() {
+                let page = layers[layer].get_mut(start, heads * len);
+                for (head, block) in page.chunks_exact_mut(len).enumerate() {
                     let range = head * dim..(head + 1) * dim;
-                    let values = v_row(slot, dim);
-                    // The value row's place serves to narrow the keys first.
-                    narrow(self.isa, &k[range.clone()], &mut block[values.clone()]);
+                    let (step_place, block) = block.split_at_mut(steps);
                     let (keys, rows) = block.split_at_mut(PAGE_TOKENS * dim);
+                    // The value row's place serves to narrow the keys first.
                     let row = &mut rows[slot * dim..][..dim];
-                    scatter(row, slot, keys);
+                    if let Some(place) = step_place.as_chunks_mut::<2>().0.get_mut(slot) {
+                        let step = words(self.isa, &k[range.clone()], row);
+                        *place = [step.to_bits() as u16, (step.to_bits() >> 16) as u16];
+                        scatter_pairs(row, slot, keys);
+                    } else {
+                        narrow(self.isa, &k[range.clone()], row);
+                        scatter(row, slot, keys);
+                    }
                     narrow(self.isa, &v[range], row);
                 }
             }
@@ -203,18 +246,18 @@ impl KvCache {
     /// # Panics
     /// If a page lies outside the cache.
     pub fn copy_page(&mut self, from: u32, to: u32, slots: usize) {
-        let len = self.kv_heads * block_len(self.head_dim);
+        let len = self.kv_heads * self.block_len();
         let (from, to) = (self.block_start(from, 0), self.block_start(to, 0));
-        let (slots, dim) = (slots.min(PAGE_TOKENS), self.head_dim);
+        let (slots, dim, steps) = (slots.min(PAGE_TOKENS), self.head_dim, self.steps);
         if from == to {
             return;
         }
         match &mut self.layers {
             Layers::F32(layers) => {
-                layers.iter_mut().for_each(|l| copy_blocks(l, from, to, len, slots, dim))
+                layers.iter_mut().for_each(|l| copy_blocks(l, from, to, len, slots, (steps, dim)))
             }
             Layers::F16(layers) => {
-                layers.iter_mut().for_each(|l| copy_blocks(l, from, to, len, slots, dim))
+                layers.iter_mut().for_each(|l| copy_blocks(l, from, to, len, slots, (steps, dim)))
             }
         }
     }
@@ -228,11 +271,13 @@ impl KvCache {
         let dim = self.head_dim;
         let (mut k, mut v) = (Vec::new(), Vec::new());
         for head in 0..self.kv_heads {
-            let at = |i: usize| match self.block(layer, page, head) {
+            let block = self.block(layer, page, head);
+            k.extend((0..dim).map(|d| block.key(slot, d)));
+            let at = |i: usize| match block {
                 Block::F32(block) => block[i],
                 Block::F16(block) => f16_to_f32(block[i]),
+                Block::Words(block) => f16_to_f32(block[STEPS_LEN + i]),
             };
-            k.extend((0..dim).map(|d| at(d * PAGE_TOKENS + slot)));
             v.extend(v_row(slot, dim).map(at));
         }
         (k, v)
@@ -240,9 +285,10 @@ impl KvCache {
 
     /// Keys and values of one page and KV head.
     pub(crate) fn block(&self, layer: usize, page: u32, kv_head: usize) -> Block<'_> {
-        let (start, len) = (self.block_start(page, kv_head), block_len(self.head_dim));
+        let (start, len) = (self.block_start(page, kv_head), self.block_len());
         match &self.layers {
             Layers::F32(layers) => Block::F32(layers[layer].get(start, len)),
+            Layers::F16(layers) if self.steps > 0 => Block::Words(layers[layer].get(start, len)),
             Layers::F16(layers) => Block::F16(layers[layer].get(start, len)),
         }
     }
@@ -250,13 +296,56 @@ impl KvCache {
     fn block_start(&self, page: u32, kv_head: usize) -> usize {
         let page = page as usize;
         assert!(page < self.pages && kv_head <= self.kv_heads, "page {page} of {}", self.pages);
-        (page * self.kv_heads + kv_head) * block_len(self.head_dim)
+        (page * self.kv_heads + kv_head) * self.block_len()
+    }
+
+    fn block_len(&self) -> usize {
+        block_len(self.steps, self.head_dim)
+    }
+
+    pub(super) fn isa(&self) -> Isa {
+        self.isa
     }
 }
 
-/// Elements of K and V of one page and head.
-fn block_len(head_dim: usize) -> usize {
-    head_dim.saturating_mul(2 * PAGE_TOKENS)
+/// Elements of the steps of one page and head: none where keys are not kept as words.
+fn steps_len(isa: Isa, format: KvFormat, head_dim: usize) -> usize {
+    match (isa, format) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, KvFormat::F16) if super::avx512::takes(head_dim) => STEPS_LEN,
+        _ => 0,
+    }
+}
+
+/// Elements of K and V of one page and head, with the steps.
+fn block_len(steps: usize, head_dim: usize) -> usize {
+    head_dim.saturating_mul(2 * PAGE_TOKENS).saturating_add(steps)
+}
+
+/// Rounds a head's keys to words and returns their step.
+fn words(isa: Isa, keys: &[f32], to: &mut [u16]) -> f32 {
+    let most = word_limits(keys.len()).1;
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level exists only where its features do.
+        Isa::Avx512 => unsafe { super::avx512::row_words(keys, most, to) },
+        // No other level keeps words.
+        _ => 0.0,
+    }
+}
+
+/// The largest words of queries and of keys for heads of `dim` dimensions: a sum of `dim` products fits in 31 bits.
+pub(super) fn word_limits(dim: usize) -> (i16, i16) {
+    let bits = 31 - dim.next_power_of_two().ilog2().min(29);
+    let q = (bits / 2).min(15);
+    let k = (bits - q).min(15);
+    (((1_u32 << q) - 1) as i16, ((1_u32 << k) - 1) as i16)
+}
+
+fn scatter_pairs(key: &[u16], slot: usize, keys: &mut [u16]) {
+    for (columns, pair) in keys.chunks_exact_mut(2 * PAGE_TOKENS).zip(key.chunks_exact(2)) {
+        columns[2 * slot..][..2].copy_from_slice(pair);
+    }
 }
 
 /// Where in a block the values of a slot lie.
@@ -276,20 +365,28 @@ fn copy_blocks<T: Copy>(
     to: usize,
     len: usize,
     slots: usize,
-    dim: usize,
+    (steps, dim): (usize, usize),
 ) {
     let low = from.min(to);
     let span = layer.get_mut(low, from.abs_diff(to) + len);
     let (head, tail) = span.split_at_mut(from.abs_diff(to));
     let (source, target) =
         if from < to { (&head[..len], tail) } else { (&*tail, &mut head[..len]) };
-    for (source, target) in
-        source.chunks_exact(block_len(dim)).zip(target.chunks_exact_mut(block_len(dim)))
+    for (source, target) in source
+        .chunks_exact(block_len(steps, dim))
+        .zip(target.chunks_exact_mut(block_len(steps, dim)))
     {
+        // Steps and words are two elements wide.
+        let width = if steps > 0 { 2 } else { 1 };
+        let ((source_steps, source), (target_steps, target)) =
+            (source.split_at(steps), target.split_at_mut(steps));
+        let copied = (2 * slots).min(steps);
+        target_steps[..copied].copy_from_slice(&source_steps[..copied]);
         let (k, v) = source.split_at(PAGE_TOKENS * dim);
         let (k_to, v_to) = target.split_at_mut(PAGE_TOKENS * dim);
-        for (k, k_to) in k.chunks_exact(PAGE_TOKENS).zip(k_to.chunks_exact_mut(PAGE_TOKENS)) {
-            k_to[..slots].copy_from_slice(&k[..slots]);
+        let columns = width * PAGE_TOKENS;
+        for (k, k_to) in k.chunks_exact(columns).zip(k_to.chunks_exact_mut(columns)) {
+            k_to[..width * slots].copy_from_slice(&k[..width * slots]);
         }
         v_to[..slots * dim].copy_from_slice(&v[..slots * dim]);
     }
@@ -303,8 +400,8 @@ mod tests {
         (0..len).map(|i| ((seed * 31 + i * 7) % 64) as f32 * 0.25 - 8.0).collect()
     }
 
-    fn check(format: KvFormat, kv_heads: usize, head_dim: usize) {
-        let mut cache = KvCache::new(format, 5, 2, kv_heads, head_dim);
+    fn check(isa: Isa, format: KvFormat, kv_heads: usize, head_dim: usize) {
+        let mut cache = KvCache::with_isa(isa, format, 5, 2, kv_heads, head_dim);
         let len = kv_heads * head_dim;
         for layer in 0..2 {
             for slot in 0..PAGE_TOKENS {
@@ -316,24 +413,29 @@ mod tests {
         cache.copy_page(1, 4, 5);
         for (page, slots) in [(3, PAGE_TOKENS), (1, 7), (4, 5)] {
             for slot in 0..slots {
-                assert_eq!(
-                    cache.read(1, page, slot),
-                    (token(100 + slot, len), token(150 + slot, len)),
-                    "{page}"
-                );
+                let (k, v) = cache.read(1, page, slot);
+                assert_eq!(v, token(150 + slot, len), "{page}");
+                // Words are not exact: half a step of the largest key, which is 8.
+                let error = if cache.steps > 0 { 8.0 / 8190.0 } else { 0.0 };
+                for (k, want) in k.iter().zip(token(100 + slot, len)) {
+                    assert!((k - want).abs() <= error, "{page}: {k} for {want}");
+                }
             }
             if slots < PAGE_TOKENS {
                 assert_eq!(cache.read(1, page, slots).0, vec![0.0; len]);
             }
         }
-        assert_eq!(cache.page_bytes(), 2 * kv_heads * head_dim * 2 * PAGE_TOKENS * format.bytes());
+        let elements = 2 * PAGE_TOKENS * head_dim + cache.steps;
+        assert_eq!(cache.page_bytes(), 2 * kv_heads * elements * format.bytes());
     }
 
     #[test]
     fn write_read_copy() {
         for format in [KvFormat::F32, KvFormat::F16] {
             for (kv_heads, head_dim) in [(1, 8), (2, 64), (3, 40)] {
-                check(format, kv_heads, head_dim);
+                for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+                    check(isa, format, kv_heads, head_dim);
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! One page of attention in plain Rust: the reference for the SIMD versions, and the way of odd head sizes.
 
-use super::cache::{Block, PAGE_TOKENS};
+use super::cache::{Block, PAGE_TOKENS, STEPS_LEN};
 use super::tile::{Page, SUM_LANES, Tile};
 use crate::half::f16_to_f32;
 use crate::vexp::exp2;
@@ -8,25 +8,28 @@ use crate::vexp::exp2;
 /// Adds the page to the segment's state of each pair from `page.first_pair` on.
 pub(super) fn page(tile: &mut Tile, page: &Page<'_>) {
     let keys = PAGE_TOKENS * tile.dim;
-    widen(&page.block, 0, tile.wide.get_mut(0, keys));
+    let wide = tile.wide.get_mut(0, keys);
+    for (d, column) in wide.chunks_exact_mut(PAGE_TOKENS).enumerate() {
+        column.iter_mut().enumerate().for_each(|(slot, to)| *to = page.block.key(slot, d));
+    }
     for pair in page.first_pair..tile.pairs {
         scores(tile, pair);
         probabilities(tile, pair, tile.visible(pair, page.start));
     }
-    widen(&page.block, keys, tile.wide.get_mut(0, keys));
+    widen_values(&page.block, keys, tile.wide.get_mut(0, keys));
     for pair in page.first_pair..tile.pairs {
         accumulate(tile, pair, tile.visible(pair, page.start));
     }
 }
 
-fn widen(block: &Block<'_>, start: usize, to: &mut [f32]) {
-    let len = to.len();
-    match block {
-        Block::F32(from) => to.copy_from_slice(&from[start..][..len]),
-        Block::F16(from) => {
-            to.iter_mut().zip(&from[start..][..len]).for_each(|(to, &half)| *to = f16_to_f32(half))
-        }
-    }
+/// The values of a block, which come after `keys` elements of keys.
+fn widen_values(block: &Block<'_>, keys: usize, to: &mut [f32]) {
+    let (from, start) = match block {
+        Block::F32(from) => return to.copy_from_slice(&from[keys..][..keys]),
+        Block::F16(from) => (from, keys),
+        Block::Words(from) => (from, STEPS_LEN + keys),
+    };
+    to.iter_mut().zip(&from[start..][..keys]).for_each(|(to, &half)| *to = f16_to_f32(half));
 }
 
 fn scores(tile: &mut Tile, pair: usize) {

@@ -34,10 +34,17 @@ struct Case {
 const LAYER: usize = 1;
 const SCALE: f32 = 0.25;
 
-fn case(format: KvFormat, heads: usize, kv_heads: usize, dim: usize, lengths: &[usize]) -> Case {
+fn case(
+    isa: Isa,
+    format: KvFormat,
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    lengths: &[usize],
+) -> Case {
     let mut random = Random(7 + dim as u64);
     let pages: usize = lengths.iter().map(|l| l.div_ceil(PAGE_TOKENS)).sum();
-    let mut cache = KvCache::new(format, pages + 1, LAYER + 1, kv_heads, dim);
+    let mut cache = KvCache::with_isa(isa, format, pages + 1, LAYER + 1, kv_heads, dim);
     let mut free: Vec<u32> = (0..pages as u32 + 1).rev().collect();
     free.rotate_left(pages / 2);
     // A page that belonged to somebody else: nothing of it may be seen.
@@ -71,6 +78,19 @@ fn case(format: KvFormat, heads: usize, kv_heads: usize, dim: usize, lengths: &[
     Case { cache, heads, sequences }
 }
 
+/// A head's query as the cache's arithmetic takes it: rounded to words where keys are words.
+fn taken(case: &Case, query: &[f32]) -> Vec<f64> {
+    if !matches!(case.cache.block(LAYER, 0, 0), cache::Block::Words(_)) {
+        return query.iter().map(|&q| f64::from(q)).collect();
+    }
+    let factor = SCALE * std::f32::consts::LOG2_E;
+    let most = f32::from(cache::word_limits(query.len()).0);
+    let largest = query.iter().fold(0.0_f32, |a, q| a.max((q * factor).abs()));
+    let word = |q: f32| (q * factor * (most / largest)).round_ties_even();
+    let step = f64::from(largest / most) / f64::from(factor);
+    query.iter().map(|&q| f64::from(word(q)) * step).collect()
+}
+
 /// One row in f64, straight from the definition.
 fn reference(case: &Case, sequence: &Sequence, position: usize) -> Vec<f32> {
     let dim = case.cache.head_dim();
@@ -78,14 +98,9 @@ fn reference(case: &Case, sequence: &Sequence, position: usize) -> Vec<f32> {
     let mut out = Vec::new();
     for head in 0..case.heads {
         let at = |row: &[f32], head: usize, d: usize| f64::from(row[head * dim + d]);
+        let query = taken(case, &sequence.q[position][head * dim..][..dim]);
         let scores: Vec<f64> = (0..=position)
-            .map(|p| {
-                (0..dim)
-                    .map(|d| {
-                        at(&sequence.q[position], head, d) * at(&sequence.k[p], head / group, d)
-                    })
-                    .sum()
-            })
+            .map(|p| (0..dim).map(|d| query[d] * at(&sequence.k[p], head / group, d)).sum())
             .map(|dot: f64| dot * f64::from(SCALE))
             .collect();
         let max = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
@@ -101,7 +116,7 @@ fn reference(case: &Case, sequence: &Sequence, position: usize) -> Vec<f32> {
 }
 
 /// A batch: (sequence, first position, rows) in this order; returns one row per position, keyed the same way.
-fn run(isa: Isa, threads: usize, case: &Case, batch: &[(usize, usize, usize)]) -> Vec<Vec<f32>> {
+fn run(threads: usize, case: &Case, batch: &[(usize, usize, usize)]) -> Vec<Vec<f32>> {
     let width = case.heads * case.cache.head_dim();
     let mut q = Vec::new();
     let mut sequences = Vec::new();
@@ -119,7 +134,7 @@ fn run(isa: Isa, threads: usize, case: &Case, batch: &[(usize, usize, usize)]) -
     }
     let mut out = vec![f32::NAN; q.len()];
     let pool = Pool::new(threads);
-    attention_with(isa, &pool, &case.cache, LAYER, case.heads, &q, &sequences, SCALE, &mut out);
+    attention(&pool, &case.cache, LAYER, case.heads, &q, &sequences, SCALE, &mut out);
     out.chunks_exact(width).map(<[f32]>::to_vec).collect()
 }
 
@@ -148,9 +163,9 @@ fn close_to_f64() {
             (5, 1, 40, 65),
             (16, 1, 96, 100),
         ] {
-            let case = case(format, heads, kv_heads, dim, &[length]);
             for isa in levels() {
-                let got = run(isa, 2, &case, &[(0, 0, length)]);
+                let case = case(isa, format, heads, kv_heads, dim, &[length]);
+                let got = run(2, &case, &[(0, 0, length)]);
                 // Each diagonal of the first pages, then a sample.
                 for (position, got) in
                     got.iter().enumerate().filter(|(p, _)| *p < 40 || p % 11 == 3)
@@ -170,9 +185,9 @@ fn close_to_f64() {
 }
 
 fn check_splits(format: KvFormat, heads: usize, kv_heads: usize, dim: usize) {
-    let case = case(format, heads, kv_heads, dim, &[700, 41, 1030]);
     for isa in levels() {
-        let whole = run(isa, 1, &case, &[(0, 0, 700)]);
+        let case = case(isa, format, heads, kv_heads, dim, &[700, 41, 1030]);
+        let whole = run(1, &case, &[(0, 0, 700)]);
         for threads in 1..=4 {
             for chunk in [1, 3, 32, 33, 255, 700] {
                 let rows = chunk.min(90);
@@ -183,7 +198,7 @@ fn check_splits(format: KvFormat, heads: usize, kv_heads: usize, dim: usize) {
                         (6, vec![(1, 35, 6), (0, start, rows), (2, 1000, 1)]),
                         (1, vec![(2, 1029, 1), (0, start, rows)]),
                     ] {
-                        let got = run(isa, threads, &case, &batch);
+                        let got = run(threads, &case, &batch);
                         for (i, row) in whole[start..start + rows].iter().enumerate() {
                             let same = row
                                 .iter()

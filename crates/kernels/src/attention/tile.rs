@@ -25,6 +25,10 @@ pub(super) struct Tile {
     pub(super) first_position: usize,
     /// (pairs × dim), times scale × log₂e.
     pub(super) q: Aligned<f32>,
+    /// (pairs × dim) as signed words, where the instruction set takes them: `q ≈ word · step`.
+    pub(super) q_words: Aligned<u16>,
+    /// The steps of `q_words`, one a pair.
+    pub(super) q_steps: Aligned<f32>,
     /// (pairs × [`PAGE_TOKENS`]): scores, then probabilities, of one page.
     pub(super) p: Aligned<f32>,
     /// A page's K or V widened to f32.
@@ -63,6 +67,8 @@ impl Tile {
             pairs: 0,
             first_position: 0,
             q: Aligned::new(max_pairs * dim),
+            q_words: Aligned::new(max_pairs * dim),
+            q_steps: Aligned::new(max_pairs),
             p: Aligned::new(max_pairs * PAGE_TOKENS),
             wide: Aligned::new(dim * PAGE_TOKENS),
             max: Aligned::new(max_pairs),

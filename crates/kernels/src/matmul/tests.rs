@@ -87,7 +87,8 @@ fn products_equal_the_sum_over_dequantised_numbers() {
         let mut inputs = x.clone();
         if format.is_quantised() {
             for chunk in inputs.chunks_exact_mut(32) {
-                let scale = chunk.iter().fold(0.0_f32, |m, v| m.max(v.abs())) / 127.0;
+                let largest = chunk.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+                let scale = (largest / 127.0).log2().ceil().exp2();
                 chunk.iter_mut().for_each(|v| *v = (*v / scale).round_ties_even() * scale);
             }
         }
