@@ -4,9 +4,9 @@
 //! whose blocks stand side by side, so that a micro-tile reads them through one pointer. Invariant: what is stored for a
 //! row depends on that row alone; its place is a pure function of (rows, row).
 //!
-//! The scale of an int8 block is a power of two, so that joining it to a weight's scale is one integer addition of
-//! exponents ([`join_scales`]) beside the multipliers instead of one more multiplication in them: they are what limits
-//! products of many rows. It costs half a bit of the eight on average.
+//! The scale of an int8 block is a power of two times one of [`LEVELS`], so that joining it to a weight's scale, of which a
+//! multiple for each level is at hand, is one integer addition of exponents ([`join_scales`]) beside the multipliers instead
+//! of one more multiplication in them: they are what limits products of many rows. It costs a quarter of a bit on average.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +22,11 @@ const PARALLEL_ELEMENTS: usize = 1 << 15;
 pub(crate) const SMALLEST_SCALE: f32 = f32::from_bits((127 - 60) << 23);
 /// The largest, 2¹⁰⁰: joined with the largest scale of a weight it does not overflow. What needs more is not finite.
 const LARGEST_SCALE: f32 = f32::from_bits((127 + 100) << 23);
+/// What a block's power of two is multiplied with: steps of half an octave.
+pub(crate) const LEVELS: [f32; 2] = [1.0, std::f32::consts::SQRT_2];
+/// The largest magnitude, in units of the power of two above it, that the level below holds: 127 / √2, less a little for
+/// the rounding of the two products on the way.
+const LOWER_LEVEL: f32 = 89.8;
 /// The bits of 1.0.
 const ONE_BITS: u32 = 0x3f80_0000;
 /// 2⁶ in the exponent's place.
@@ -32,7 +37,7 @@ const SIX_EXPONENTS: u32 = 6 << 23;
 pub enum ActivationKind {
     /// f32, as given.
     Float,
-    /// int8 with one scale, a power of two, per 32 elements.
+    /// int8 with one scale, a power of √2, per 32 elements.
     Int8,
 }
 
@@ -42,17 +47,19 @@ pub enum ActivationKind {
 pub(crate) struct ActivationBlock {
     /// −127 … 127.
     pub(crate) q: [i8; BLOCK],
-    /// The bits of the scale, a power of two (NaN if one of the values is not finite), less those of 1.0: what
+    /// The bits of the scale's power of two (NaN if one of the values is not finite), less those of 1.0: what
     /// [`join_scales`] adds.
     pub(crate) exponent: u32,
+    /// Which of [`LEVELS`] it is times.
+    pub(crate) level: u32,
     /// `scale · Σ q`.
     pub(crate) scaled_sum: f32,
     /// `−128 · Σ q`: where an accumulator of codes with offset 128 starts.
     pub(crate) neg_sum_128: i32,
     /// The same of each 16.
     pub(crate) neg_half_128: [i32; 2],
-    /// `−Σ q` over the columns with index mod 4 in {0, 1} and in {2, 3}: of the first 16, the last 16, and all 32.
-    pub(crate) neg_pairs: [[i16; 2]; 3],
+    /// `−Σ q` over the columns with index mod 4 in {0, 1} and in {2, 3}: of the first 16 and the last 16.
+    pub(crate) neg_pairs: [[i16; 2]; 2],
 }
 
 impl ActivationBlock {
@@ -65,7 +72,7 @@ impl ActivationBlock {
     /// NaN if one of the values is not finite.
     #[inline(always)]
     pub(crate) fn scale(&self) -> f32 {
-        f32::from_bits(self.exponent.wrapping_add(ONE_BITS))
+        f32::from_bits(self.exponent.wrapping_add(ONE_BITS)) * LEVELS[self.level as usize % 2]
     }
 }
 
@@ -86,10 +93,11 @@ pub(crate) fn nonzero_scale(scale: f32) -> f32 {
 const ZERO_BLOCK: ActivationBlock = ActivationBlock {
     q: [0; BLOCK],
     exponent: SMALLEST_SCALE.to_bits().wrapping_sub(ONE_BITS),
+    level: 0,
     scaled_sum: 0.0,
     neg_sum_128: 0,
     neg_half_128: [0; 2],
-    neg_pairs: [[0; 2]; 3],
+    neg_pairs: [[0; 2]; 2],
 };
 
 /// How `rows` activation rows are grouped: as few groups as possible, sizes differing by at most 1.
@@ -322,15 +330,34 @@ fn quantise_blocks(
     }
 }
 
-/// `(scale, 1 / scale)` of a block whose largest magnitude has the bits `largest`; `None` if that is no usable number.
+/// The scale of a block.
+#[derive(Clone, Copy)]
+pub(crate) struct BlockScale {
+    /// The power of two, and which of [`LEVELS`] it is multiplied with.
+    power: f32,
+    level: u32,
+    /// 1 / scale.
+    pub(crate) inverse: f32,
+}
+
+/// The scale of a block whose largest magnitude has the bits `largest`; `None` if that is no usable number.
 #[inline(always)]
-pub(crate) fn block_scale(largest: u32) -> Option<(f32, f32)> {
+pub(crate) fn block_scale(largest: u32) -> Option<BlockScale> {
     // The power of two next above largest / 127: 2⁻⁶ of the one next below `largest`, twice that if the mantissa is above
     // 127 / 64, which the sum carries into the exponent.
     let above = (largest + 0x0001_ffff) & 0xff80_0000;
     let scale = above.max(SMALLEST_SCALE.to_bits() + SIX_EXPONENTS) - SIX_EXPONENTS;
-    let is_usable = scale <= LARGEST_SCALE.to_bits();
-    is_usable.then(|| (f32::from_bits(scale), f32::from_bits(2 * ONE_BITS - scale)))
+    if scale > LARGEST_SCALE.to_bits() {
+        return None;
+    }
+    let inverse = f32::from_bits(2 * ONE_BITS - scale);
+    let is_lower =
+        f32::from_bits(largest) * inverse <= LOWER_LEVEL && scale > SMALLEST_SCALE.to_bits();
+    Some(if is_lower {
+        BlockScale { power: f32::from_bits(scale) * 0.5, level: 1, inverse: inverse * LEVELS[1] }
+    } else {
+        BlockScale { power: f32::from_bits(scale), level: 0, inverse }
+    })
 }
 
 /// What stands for 32 activations that are not all finite.
@@ -343,11 +370,11 @@ pub(crate) fn broken_block() -> ActivationBlock {
     }
 }
 
-/// The scalar twin: scale = max|x| / 127 and up to a power of two, q = x / scale rounded to nearest, ties to even.
+/// The scalar twin: scale = max|x| / 127 and up to a power of √2, q = x / scale rounded to nearest, ties to even.
 fn quantise_block_scalar(x: &[f32; BLOCK]) -> ActivationBlock {
     let largest = x.iter().map(|v| v.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
-    let Some((scale, inverse)) = block_scale(largest) else { return broken_block() };
-    let q = x.map(|v| (v * inverse).round_ties_even() as i8);
+    let Some(scale) = block_scale(largest) else { return broken_block() };
+    let q = x.map(|v| (v * scale.inverse).round_ties_even() as i8);
     let pair = |half: usize, first: usize| -> i16 {
         (16 * half..16 * half + 16).filter(|c| c % 4 / 2 == first).map(|c| -i16::from(q[c])).sum()
     };
@@ -356,16 +383,21 @@ fn quantise_block_scalar(x: &[f32; BLOCK]) -> ActivationBlock {
 
 /// Completes a block from the sums of its halves (see [`ActivationBlock::neg_pairs`]).
 #[inline(always)]
-pub(crate) fn with_pairs(q: [i8; BLOCK], scale: f32, halves: [[i16; 2]; 2]) -> ActivationBlock {
+pub(crate) fn with_pairs(
+    q: [i8; BLOCK],
+    scale: BlockScale,
+    halves: [[i16; 2]; 2],
+) -> ActivationBlock {
     let whole = [halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]];
     let neg_sum = |pair: [i16; 2]| i32::from(pair[0]) + i32::from(pair[1]);
     ActivationBlock {
         q,
-        exponent: scale.to_bits().wrapping_sub(ONE_BITS),
-        scaled_sum: scale * -neg_sum(whole) as f32,
+        exponent: scale.power.to_bits().wrapping_sub(ONE_BITS),
+        level: scale.level,
+        scaled_sum: scale.power * LEVELS[scale.level as usize % 2] * -neg_sum(whole) as f32,
         neg_sum_128: 128 * neg_sum(whole),
         neg_half_128: halves.map(|half| 128 * neg_sum(half)),
-        neg_pairs: [halves[0], halves[1], whole],
+        neg_pairs: halves,
     }
 }
 
@@ -382,7 +414,11 @@ mod tests {
                 quantise_blocks(isa, std::slice::from_ref(x), std::slice::from_mut(&mut block), 1);
             assert_eq!(is_sound, !scalar.scale().is_nan(), "{isa:?} {x:?}");
             // NaN is unlike itself: compare bits.
-            assert_eq!(block.exponent, scalar.exponent, "{isa:?} {x:?}");
+            assert_eq!(
+                (block.exponent, block.level),
+                (scalar.exponent, scalar.level),
+                "{isa:?} {x:?}"
+            );
             assert_eq!(block.scaled_sum.to_bits(), scalar.scaled_sum.to_bits(), "{isa:?} {x:?}");
             let rest = |b: ActivationBlock| (b.q, b.neg_sum_128, b.neg_half_128, b.neg_pairs);
             assert_eq!(rest(block), rest(scalar), "{isa:?} {x:?}");

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use crate::activations::{self, ActivationBlock, SMALLEST_SCALE};
+use crate::activations::{self, ActivationBlock, LEVELS, SMALLEST_SCALE};
 use crate::layout::{STRIP_ROWS, VECTORS, field};
 use crate::matmul::Output;
 use crate::native::{BLOCK, IQ4_VALUES, ScaleKind, code_offset};
@@ -35,8 +35,8 @@ type Pair<T> = [T; 2];
 #[derive(Clone, Copy)]
 struct PanelBlock {
     codes: [Pair<__m256i>; VECTORS],
-    /// Of the two halves (only the first, if the format is not halved).
-    scale: [Pair<__m256>; 2],
+    /// Of the two halves (only the first, if the format is not halved), times each of `activations::LEVELS`.
+    scale: [[Pair<__m256>; 2]; 2],
     min: [Pair<__m256>; 2],
 }
 
@@ -306,29 +306,24 @@ unsafe fn block_products<Q: Quantised, const T: usize>(
     let a: [&ActivationBlock; T] = std::array::from_fn(|t| unsafe { &*a.add(t) });
     if Q::HALVED {
         let first = dots::<Q, T, 0, 4>(w, a);
-        add_dots(&first, w.scale[0], a, sums);
+        add_dots(&first, &w.scale[0], a, sums);
         let last = dots::<Q, T, 4, 8>(w, a);
-        add_dots(&last, w.scale[1], a, sums);
-        for t in 0..T {
-            for h in 0..2 {
-                if Q::HAS_MIN {
-                    for half in 0..2 {
-                        let sum = _mm256_set1_ps(a[t].scaled_half_sum(half));
-                        sums[t][h] = _mm256_fmadd_ps(w.min[half][h], sum, sums[t][h]);
-                    }
+        add_dots(&last, &w.scale[1], a, sums);
+        for (a, sums) in a.iter().zip(sums).filter(|_| Q::HAS_MIN) {
+            for half in 0..2 {
+                let sum = _mm256_set1_ps(a.scaled_half_sum(half));
+                for (to, min) in sums.iter_mut().zip(w.min[half]) {
+                    *to = _mm256_fmadd_ps(min, sum, *to);
                 }
             }
         }
         return;
     }
     let dots = dots::<Q, T, 0, 8>(w, a);
-    add_dots(&dots, w.scale[0], a, sums);
-    for t in 0..T {
-        for h in 0..2 {
-            if Q::HAS_MIN {
-                sums[t][h] =
-                    _mm256_fmadd_ps(w.min[0][h], _mm256_set1_ps(a[t].scaled_sum), sums[t][h]);
-            }
+    add_dots(&dots, &w.scale[0], a, sums);
+    for (a, sums) in a.iter().zip(sums).filter(|_| Q::HAS_MIN) {
+        for (to, min) in sums.iter_mut().zip(w.min[0]) {
+            *to = _mm256_fmadd_ps(min, _mm256_set1_ps(a.scaled_sum), *to);
         }
     }
 }
@@ -338,12 +333,13 @@ unsafe fn block_products<Q: Quantised, const T: usize>(
 #[inline]
 fn add_dots<const T: usize>(
     dots: &[Pair<__m256i>; T],
-    scale: Pair<__m256>,
+    scale: &[Pair<__m256>; 2],
     a: [&ActivationBlock; T],
     sums: &mut [Pair<__m256>; T],
 ) {
     for t in 0..T {
         let activation = _mm256_set1_epi32(a[t].exponent as i32);
+        let scale = &scale[a[t].level as usize % 2];
         for h in 0..2 {
             let scale =
                 _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(scale[h]), activation));
@@ -363,7 +359,12 @@ fn dots<Q: Quantised, const T: usize, const FROM: usize, const TO: usize>(
     let mut dots = [[_mm256_setzero_si256(); 2]; T];
     if !is_wide::<Q>() && centre::<Q>() != 0 {
         for t in 0..T {
-            let pairs = a[t].neg_pairs[if TO - FROM == VECTORS { 2 } else { FROM / 4 }];
+            let [first, last] = a[t].neg_pairs;
+            let pairs = match (FROM, TO) {
+                (0, VECTORS) => [first[0] + last[0], first[1] + last[1]],
+                (0, _) => first,
+                _ => last,
+            };
             let pairs = _mm256_set1_epi32(i32::from(pairs[0] as u16) | (i32::from(pairs[1]) << 16));
             dots[t] = [_mm256_mullo_epi16(pairs, _mm256_set1_epi16(centre::<Q>())); 2];
         }
@@ -465,7 +466,10 @@ unsafe fn unpack_block<Q: Quantised>(
         let [low, high] = [scales::<Q>(strip, block, 0), scales::<Q>(strip, block, 1)];
         PanelBlock {
             codes: unpack::<Q>(packed),
-            scale: [0, 1].map(|half| [low.scale[half], high.scale[half]]),
+            scale: [0, 1].map(|half| {
+                let scale = [low.scale[half], high.scale[half]];
+                [scale, scale.map(|s| _mm256_mul_ps(s, _mm256_set1_ps(LEVELS[1])))]
+            }),
             min: [0, 1].map(|half| [low.min[half], high.min[half]]),
         }
     }
@@ -773,11 +777,11 @@ fn quantise_block(x: &[f32; BLOCK], to: &mut ActivationBlock) -> bool {
     let most = _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
     let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
     let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
-    let Some((scale, inverse)) = activations::block_scale(_mm_cvtsi128_si32(most) as u32) else {
+    let Some(scale) = activations::block_scale(_mm_cvtsi128_si32(most) as u32) else {
         *to = activations::broken_block();
         return false;
     };
-    let q = x.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(inverse))));
+    let q = x.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(scale.inverse))));
     // Packing works within 128-bit lanes; the permutation puts the groups of four back in order.
     let words = [_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3])];
     let bytes = _mm256_packs_epi16(words[0], words[1]);

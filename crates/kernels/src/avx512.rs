@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use crate::activations::{self, ActivationBlock, SMALLEST_SCALE};
+use crate::activations::{self, ActivationBlock, LEVELS, SMALLEST_SCALE};
 use crate::layout::{STRIP_ROWS, VECTORS, field};
 use crate::matmul::Output;
 use crate::native::{BLOCK, IQ4_VALUES, ScaleKind};
@@ -18,7 +18,7 @@ use crate::scalar::FLOAT_CHAIN;
 use crate::{Activations, Format, PackedMatrix};
 
 /// Activation rows up to which a panel does not pay.
-const DIRECT_ROWS: usize = 24;
+const DIRECT_ROWS: usize = 10;
 /// How far ahead of use packed weights are fetched, in bytes: into the second-level cache, which keeps more reads of memory
 /// in flight than the first.
 const PREFETCH: usize = 16384;
@@ -38,7 +38,8 @@ struct PanelBlock {
 /// One value a row: scale and minimum of the two halves (only the first, if the format is not halved).
 #[derive(Clone, Copy)]
 struct Scales {
-    scale: [__m512; 2],
+    /// Times each of `activations::LEVELS`.
+    scale: [[__m512; 2]; 2],
     min: [__m512; 2],
 }
 
@@ -291,9 +292,9 @@ unsafe fn block_products<Q: Quantised, const S: usize, const T: usize>(
     if Q::HALVED {
         let start = |half: usize| a.map(|a| if offset { a.neg_half_128[half] } else { 0 });
         let first = dots::<S, T, 0, 4>(w, a, start(0));
-        add_dots(&first, w.map(|w| w.scales.scale[0]), a, sums);
+        add_dots(&first, w.map(|w| &w.scales.scale[0]), a, sums);
         let last = dots::<S, T, 4, 8>(w, a, start(1));
-        add_dots(&last, w.map(|w| w.scales.scale[1]), a, sums);
+        add_dots(&last, w.map(|w| &w.scales.scale[1]), a, sums);
         for s in 0..S {
             for t in 0..T {
                 if Q::HAS_MIN {
@@ -307,7 +308,7 @@ unsafe fn block_products<Q: Quantised, const S: usize, const T: usize>(
         return;
     }
     let dots = dots::<S, T, 0, 8>(w, a, a.map(|a| if offset { a.neg_sum_128 } else { 0 }));
-    add_dots(&dots, w.map(|w| w.scales.scale[0]), a, sums);
+    add_dots(&dots, w.map(|w| &w.scales.scale[0]), a, sums);
     for s in 0..S {
         for t in 0..T {
             if Q::HAS_MIN {
@@ -326,15 +327,17 @@ unsafe fn block_products<Q: Quantised, const S: usize, const T: usize>(
 #[inline]
 fn add_dots<const S: usize, const T: usize>(
     dots: &[[__m512i; T]; S],
-    scales: [__m512; S],
+    scales: [&[__m512; 2]; S],
     a: [&ActivationBlock; T],
     sums: &mut [[__m512; T]; S],
 ) {
     for s in 0..S {
         for t in 0..T {
             let activation = _mm512_set1_epi32(a[t].exponent as i32);
-            let scale =
-                _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(scales[s]), activation));
+            let scale = _mm512_castsi512_ps(_mm512_add_epi32(
+                _mm512_castps_si512(scales[s][a[t].level as usize % 2]),
+                activation,
+            ));
             sums[s][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[s][t]), scale, sums[s][t]);
         }
     }
@@ -491,7 +494,8 @@ unsafe fn scales<Q: Quantised>(strip: *const u8, block: usize) -> Scales {
                 (low.map(|s| _mm512_fmadd_ps(d, s, tiny)), high.map(|s| _mm512_mul_ps(neg_m, s)))
             }
         };
-        Scales { scale, min }
+        let root = _mm512_set1_ps(LEVELS[1]);
+        Scales { scale: scale.map(|scale| [scale, _mm512_mul_ps(scale, root)]), min }
     }
 }
 

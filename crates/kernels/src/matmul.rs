@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! quantised:  acc = fma(I, D · scale, acc)      I = Σ (code − offset) · q, exact in int32, per half if D is
-//!                                               scale of the activation block, a power of two: D · scale is exact
+//!                                               scale = 2ⁿ of the activation block, times 1 or √2: D · √2 is rounded,
+//!                                               and so is nothing else before the sum
 //!             acc = fma(M, scale · Σ q, acc)    only formats with minima, per half if halved
 //! float:      chain = fma over 64 columns from 0; acc = acc + chain
 //! ```

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::activations::{self, ActivationBlock, join_scales, nonzero_scale};
+use crate::activations::{self, ActivationBlock, LEVELS, join_scales, nonzero_scale};
 use crate::dequant::dequantize_row;
 use crate::layout::{self, STRIP_ROWS};
 use crate::matmul::Output;
@@ -65,16 +65,17 @@ fn block_product(kind: ScaleKind, w: &WeightBlock, a: &ActivationBlock, sum: f32
     let dot =
         |columns: Range<usize>| -> i32 { columns.map(|c| w.values[c] * i32::from(a.q[c])).sum() };
     let half_sum = |columns: Range<usize>| -> i32 { columns.map(|c| i32::from(a.q[c])).sum() };
+    let scale = |half: usize| join_scales(w.scale[half] * LEVELS[a.level as usize % 2], a.exponent);
     if kind.is_halved() {
-        let mut sum = (dot(0..16) as f32).mul_add(join_scales(w.scale[0], a.exponent), sum);
-        sum = (dot(16..32) as f32).mul_add(join_scales(w.scale[1], a.exponent), sum);
+        let mut sum = (dot(0..16) as f32).mul_add(scale(0), sum);
+        sum = (dot(16..32) as f32).mul_add(scale(1), sum);
         if kind.has_min() {
             sum = w.min[0].mul_add(a.scale() * half_sum(0..16) as f32, sum);
             sum = w.min[1].mul_add(a.scale() * half_sum(16..32) as f32, sum);
         }
         return sum;
     }
-    let sum = (dot(0..32) as f32).mul_add(join_scales(w.scale[0], a.exponent), sum);
+    let sum = (dot(0..32) as f32).mul_add(scale(0), sum);
     if kind.has_min() { w.min[0].mul_add(a.scaled_sum, sum) } else { sum }
 }
 
