@@ -13,8 +13,10 @@ use futures_core::Stream;
 use futures_util::StreamExt;
 use mintage_model::{Event, FinishReason, PendingBytes, SampledToken, TextModel, TokenId};
 
+use crate::chat::{CallEvent, CallParser};
 use crate::error::ApiError;
 use crate::metered::MeteredStream;
+use crate::request_id::random_hex;
 use crate::stop::{Released, StopMatcher};
 
 /// A token of the answer with its place in the text.
@@ -40,18 +42,17 @@ pub(crate) enum EndReason {
     /// Its limit, or the context's.
     Length,
     /// It called tools, and waits for what they say.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what parsers of tools will say"))]
     ToolCalls,
 }
 
 /// What a choice has to say. `Prompt` comes first, `End` last; calls are numbered from 0 in each choice and do not
 /// overlap.
 #[derive(Clone, Debug, PartialEq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "what parsers of tools and thinking will say"))]
 pub(crate) enum Part {
     /// The prompt is computed.
     Prompt { logprobs: Option<Vec<SampledToken>> },
     /// More of what it thinks, or entries of tokens, or both.
+    #[cfg_attr(not(test), expect(dead_code, reason = "what the parser of thinking will say"))]
     Reasoning { text: String, entries: Vec<TokenEntry> },
     /// More text, or entries of tokens, or both. Entries of tokens that call tools come here, with no text.
     Text { text: String, entries: Vec<TokenEntry> },
@@ -75,6 +76,17 @@ pub(crate) struct ChoiceOptions {
     pub(crate) wants_entries: bool,
     /// For the message of a deadline.
     pub(crate) request_timeout_s: u64,
+    /// The calls to look for.
+    pub(crate) calls: Option<Calls>,
+}
+
+/// The calls that a model may write, in the way its template shows.
+#[derive(Clone, Debug)]
+pub(crate) struct Calls {
+    /// Functions it may call.
+    pub(crate) names: Vec<String>,
+    /// Several in one answer; else it ends behind the first.
+    pub(crate) parallel: bool,
 }
 
 /// One choice: a stream of [`Part`]s with the choice's index; an error is its end.
@@ -92,6 +104,12 @@ pub(crate) struct Choice {
     released_bytes: usize,
     /// The stop string that was met.
     stopped: Option<String>,
+    calls: Option<CallParser>,
+    /// Calls that began, and those of them that were whole.
+    begun_calls: u32,
+    whole_calls: u32,
+    /// The first call was all that was wanted: nothing behind it is part of the answer.
+    called_once: bool,
     ended: bool,
     /// Parts to hand out before the next event.
     ready: VecDeque<Result<Part, ApiError>>,
@@ -105,7 +123,12 @@ impl Choice {
         options: ChoiceOptions,
     ) -> Self {
         let matcher = StopMatcher::new(options.stops.clone());
+        let calls = options.calls.as_ref().map(|calls| CallParser::new(calls.names.clone()));
         Self {
+            calls,
+            begun_calls: 0,
+            whole_calls: 0,
+            called_once: false,
             index,
             text_model,
             events,
@@ -128,15 +151,20 @@ impl Choice {
                 self.ready.push_back(Ok(Part::Prompt { logprobs: prompt_logprobs }));
             }
             // Sampled before the engine saw our cancel: counted, but no part of the answer.
-            Event::Token(_) if self.stopped.is_some() => {}
+            Event::Token(_) if self.stopped.is_some() || self.called_once => {}
             Event::Token(token) => self.token(token),
             Event::Finished(finish) => {
                 self.ended = true;
-                if self.stopped.is_none() {
+                if self.stopped.is_none() && !self.called_once {
                     self.last_words();
                 }
+                self.last_calls();
                 let stopped = self.stopped.take();
                 let outcome = match (finish.reason, stopped) {
+                    (_, _) if self.called_once => Ok(EndReason::ToolCalls),
+                    (FinishReason::Stop(_), None) if self.whole_calls > 0 => {
+                        Ok(EndReason::ToolCalls)
+                    }
                     (_, Some(stop)) => Ok(EndReason::StopString(stop)),
                     (FinishReason::Stop(_), None) => Ok(EndReason::Stop),
                     (FinishReason::Length, None) => Ok(EndReason::Length),
@@ -199,8 +227,57 @@ impl Choice {
         while self.entries.front().is_some_and(|e| all || e.start_byte < self.released_bytes) {
             entries.extend(self.entries.pop_front());
         }
-        if !text.is_empty() || !entries.is_empty() {
-            self.ready.push_back(Ok(Part::Text { text, entries }));
+        let Some(parser) = &mut self.calls else {
+            if !text.is_empty() || !entries.is_empty() {
+                self.ready.push_back(Ok(Part::Text { text, entries }));
+            }
+            return;
+        };
+        let mut events = Vec::new();
+        parser.push(&text, &mut events);
+        self.called(events, entries);
+    }
+
+    /// The answer is over: what may have become a call is one, or is text.
+    fn last_calls(&mut self) {
+        let Some(mut parser) = self.calls.take() else { return };
+        if !self.called_once {
+            let mut events = Vec::new();
+            parser.finish(&mut events);
+            self.called(events, Vec::new());
+        }
+    }
+
+    /// Hands out what the parser understood. The entries of the tokens that brought it go with its text where it begins
+    /// with text, and else before it: those of a call's tokens, and of text that may yet become a call.
+    fn called(&mut self, events: Vec<CallEvent>, mut entries: Vec<TokenEntry>) {
+        if !entries.is_empty() && !matches!(events.first(), Some(CallEvent::Text(_))) {
+            let entries = std::mem::take(&mut entries);
+            self.ready.push_back(Ok(Part::Text { text: String::new(), entries }));
+        }
+        for event in events {
+            let call = self.begun_calls.saturating_sub(1);
+            let part = match event {
+                CallEvent::Text(text) => Part::Text { text, entries: std::mem::take(&mut entries) },
+                CallEvent::Begin(name) => {
+                    self.begun_calls += 1;
+                    let id = format!("call_{}", random_hex());
+                    Part::CallBegin { call: self.begun_calls - 1, id, name }
+                }
+                CallEvent::Arguments(text) => Part::CallArguments { call, text },
+                CallEvent::End(broken) => {
+                    self.whole_calls += u32::from(broken.is_none());
+                    Part::CallEnd { call, broken }
+                }
+            };
+            let is_last = matches!(part, Part::CallEnd { broken: None, .. })
+                && self.options.calls.as_ref().is_some_and(|calls| !calls.parallel);
+            self.ready.push_back(Ok(part));
+            if is_last {
+                self.called_once = true;
+                self.events.stop();
+                return;
+            }
         }
     }
 }

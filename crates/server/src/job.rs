@@ -16,7 +16,7 @@ use mintage_ledger::{KeptAnswer, TokenUsage};
 use mintage_model::{GenerateRequest, Grammar, Priority, SubmitError, TokenId};
 use tokio::sync::watch;
 
-use crate::answer::{Choice, ChoiceOptions, Part};
+use crate::answer::{Calls, Choice, ChoiceOptions, Part};
 use crate::app::{Admission, App, Phase};
 use crate::auth::Caller;
 use crate::body::read_json;
@@ -104,6 +104,8 @@ pub(crate) struct Job {
     pub(crate) max_tokens_field: &'static str,
     /// What a choice must look like.
     pub(crate) grammar: Option<Arc<dyn Grammar>>,
+    /// The calls to look for in the answer.
+    pub(crate) calls: Option<Calls>,
     pub(crate) logprobs: Option<u8>,
     pub(crate) prompt_logprobs: Option<u8>,
     pub(crate) options: Options,
@@ -220,6 +222,7 @@ impl Job {
             stop_token_ids: Arc::clone(&self.stop_token_ids),
             wants_entries: self.logprobs.is_some() || self.options.return_token_ids,
             request_timeout_s: app.limits.request_timeout.as_secs(),
+            calls: self.calls.clone(),
         };
         let base = self.base_request(app, incoming)?;
         let mut all = SelectAll::new();

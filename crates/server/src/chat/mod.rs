@@ -6,6 +6,7 @@
 
 mod prompt;
 mod request;
+mod tools;
 
 use std::sync::Arc;
 
@@ -15,7 +16,9 @@ pub(crate) use prompt::{Prompt, TokenisedPrompt, text as tokenise_text};
 pub(crate) use request::{
     ChatRequest, Format, Message, Reasoning, Role, Tool, ToolCall, ToolChoice,
 };
+pub(crate) use tools::{CallEvent, CallParser};
 
+use crate::answer::Calls;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::job::{Job, find_model, response_id};
@@ -46,8 +49,10 @@ fn job(
     route: Route,
 ) -> Result<Job, ApiError> {
     let grammar = structured::compile(&model, &request.format, &request.format_field)?;
+    let calls = calls(&model, &request);
     Ok(Job {
         id: response_id(route.id_prefix),
+        calls,
         stop_token_ids: Job::stop_tokens(&model, &request.options)?,
         model,
         prompts: vec![prompt],
@@ -59,6 +64,17 @@ fn job(
         options: request.options,
         stream: request.stream,
         protocol: route.protocol,
+    })
+}
+
+/// The calls to look for: of models whose template shows them as Hermes does.
+fn calls(model: &ServedModel, request: &ChatRequest) -> Option<Calls> {
+    let source = model.text.template()?.source();
+    let is_hermes = source.contains("<tool_call>") && !source.contains("<function=");
+    let wanted = is_hermes && !request.tools.is_empty() && request.tool_choice != ToolChoice::None;
+    wanted.then(|| Calls {
+        names: request.tools.iter().map(|tool| tool.name.clone()).collect(),
+        parallel: request.parallel_tool_calls,
     })
 }
 

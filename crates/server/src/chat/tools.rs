@@ -1,8 +1,9 @@
 //! Calls in the text of a model that writes them as Hermes and Qwen do: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`.
 //!
 //! Pure: text in pieces in, events out. Not here: ids of calls, other formats, who decides that a call is wanted.
-//! Invariants: the joined events do not depend on how the text is cut; what is no call comes back as text, whole; the
-//! arguments of a call that is not broken are valid JSON.
+//! Invariants: what is no call comes back as text, whole; the arguments of a call that is not broken are valid JSON; the
+//! joined events do not depend on how the text is cut, but for one thing: of a call that breaks in the middle, how much of
+//! its arguments went out before does.
 
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
@@ -54,7 +55,13 @@ enum Head {
 
 impl CallParser {
     pub(crate) fn new(names: Vec<String>) -> Self {
-        Self { names, state: State::Text, pending: String::new(), raw: String::new(), after_call: false }
+        Self {
+            names,
+            state: State::Text,
+            pending: String::new(),
+            raw: String::new(),
+            after_call: false,
+        }
     }
 
     /// Takes the next piece.
@@ -118,7 +125,8 @@ impl CallParser {
                 let begun_byte = self.raw.len();
                 out.push(CallEvent::Begin(name));
                 let closers = Vec::new();
-                self.state = State::Arguments { closers, in_string: false, escaped: false, begun_byte };
+                self.state =
+                    State::Arguments { closers, in_string: false, escaped: false, begun_byte };
                 true
             }
             Head::More if self.pending.len() <= MAX_HEAD_BYTES => false,
@@ -158,7 +166,8 @@ impl CallParser {
         let rest = self.pending.split_off(end);
         let more = std::mem::replace(&mut self.pending, rest);
         self.raw.push_str(&more);
-        let valid = || serde_json::from_str::<serde::de::IgnoredAny>(&self.raw[*begun_byte..]).is_ok();
+        let valid =
+            || serde_json::from_str::<serde::de::IgnoredAny>(&self.raw[*begun_byte..]).is_ok();
         if broken || (done && !valid()) {
             self.end(Some(()), out);
             return true;
@@ -301,7 +310,11 @@ mod tests {
         ] {
             for a in (0..=text.len()).filter(|&a| text.is_char_boundary(a)) {
                 for b in (a..=text.len()).filter(|&b| text.is_char_boundary(b)) {
-                    assert_eq!(shown(&read(&text, &[a, b])), expected, "{text:?} cut at {a} and {b}");
+                    assert_eq!(
+                        shown(&read(&text, &[a, b])),
+                        expected,
+                        "{text:?} cut at {a} and {b}"
+                    );
                 }
             }
         }

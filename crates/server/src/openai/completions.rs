@@ -56,6 +56,7 @@ fn prepare(app: &App, body: &[u8]) -> Result<(Job, TextWriter), ApiError> {
         max_tokens: Some(request.max_tokens),
         max_tokens_field: "max_tokens",
         grammar,
+        calls: None,
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo),
         options: request.options,

@@ -165,8 +165,8 @@ impl Rating for Flat {
     }
 }
 
-/// What chats look like here: a smaller cousin of Qwen's.
-const TEMPLATE: &str = "{% if tools %}<|im_start|>tools{% for tool in tools %} {{ tool | tojson }}{% endfor %}<|im_end|>{% endif %}\
+/// What chats look like here: a smaller cousin of Qwen's, whose calls are read as Hermes writes them.
+const TEMPLATE: &str = "{# <tool_call> #}{% if tools %}<|im_start|>tools{% for tool in tools %} {{ tool | tojson }}{% endfor %}<|im_end|>{% endif %}\
     {% for m in messages %}<|im_start|>{{ m.role }}{% if m.name %}({{ m.name }}){% endif %} {{ m.content }}\
     {% for call in m.tool_calls or [] %}[{{ call.function.name }} {{ call.function.arguments | tojson }}]{% endfor %}\
     <|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}\

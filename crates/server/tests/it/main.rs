@@ -24,4 +24,5 @@ mod ollama;
 mod openapi;
 mod sockets;
 mod structured;
+mod tools;
 mod webhooks;
