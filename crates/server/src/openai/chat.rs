@@ -159,7 +159,11 @@ impl ChatWriter {
                 r#type: None,
                 function: FunctionDelta { name: None, arguments: text },
             }),
-            Part::CallEnd { .. } => return None,
+            Part::CallEnd { broken: None, .. } => return None,
+            // No call after all: what was told of it cannot be taken back, but nothing that was said is lost.
+            Part::CallEnd { broken: Some(text), .. } => {
+                said(Delta { content: Some(text), ..Delta::default() })
+            }
             Part::End { reason } => ChatChunkChoice {
                 finish_reason: Some(finish_reason(&reason)),
                 ..said(Delta::default())
