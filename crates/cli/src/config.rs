@@ -411,7 +411,10 @@ mod tests {
                 "listen, require_key, drain_timeout_s, share_prefix_cache, max_concurrent_requests, max_connections, \
                  max_body_bytes, max_choices, max_output_tokens, request_timeout_s",
             ),
-            ("[ledger]\nx = 1", "enabled, default_credit, utc_offset_minutes, store, url, gateway"),
+            (
+                "[ledger]\nx = 1",
+                "enabled, default_credit, utc_offset_minutes, retention_days, store, url, gateway",
+            ),
             ("[webhooks]\nx = 1", "allow_hosts, allow_private_addresses, timeout_s, max_attempts"),
             (
                 "[engine]\nx = 1",
