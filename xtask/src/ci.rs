@@ -4,10 +4,13 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
 use crate::command::Step;
 use crate::{setup, tidy};
+
+/// What a first run fills: builds, models, Python packages and the tests' own files.
+const LEAST_DISK_GIB: u64 = 9;
 
 /// What to leave out.
 #[derive(clap::Args)]
@@ -19,6 +22,9 @@ pub(crate) struct Options {
 
 /// Runs all of it; the first failure ends it.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
+    if !options.checks_only {
+        disk_space(root)?;
+    }
     checks(root)?;
     if options.checks_only {
         return Ok(());
@@ -26,6 +32,24 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let ready = setup::run(root)?;
     conformance(root, &ready)?;
     tests(root, &ready)
+}
+
+/// Says how much room there is, and stops at once where a build would stop later, halfway through and less clearly.
+fn disk_space(root: &Path) -> Result<()> {
+    let target = setup::target_folder(root)?;
+    std::fs::create_dir_all(&target)?;
+    let text = Step::new(&target, "df", &["-Pk", "."]).output()?;
+    let kib: Option<u64> =
+        text.lines().nth(1).and_then(|l| l.split_whitespace().nth(3)?.parse().ok());
+    let gib = kib.with_context(|| format!("df printed no free space:\n{text}"))? >> 20;
+    eprintln!("{gib} GiB of disk are free");
+    if gib < LEAST_DISK_GIB && !target.join("debug/deps").exists() {
+        bail!(
+            "a first run needs {LEAST_DISK_GIB} GiB of free disk for builds, models and Python packages, \
+             and {gib} are there: make room, or set CARGO_TARGET_DIR to another disk"
+        );
+    }
+    Ok(())
 }
 
 fn checks(root: &Path) -> Result<()> {
@@ -40,14 +64,14 @@ fn checks(root: &Path) -> Result<()> {
     if Step::new(root, "cargo", &["clippy", "--version"]).succeeds() {
         let arguments =
             ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
-        Step::new(root, "cargo", &arguments).run()?;
+        Step::cargo(root, &arguments).run()?;
     } else {
         eprintln!(
             "clippy is not installed: `rustup component add clippy`; its lints are not checked"
         );
     }
     let arguments = ["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"];
-    Step::new(root, "cargo", &arguments)
+    Step::cargo(root, &arguments)
         .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links")
         .run()
 }
@@ -59,14 +83,12 @@ fn conformance(root: &Path, ready: &setup::Ready) -> Result<()> {
 }
 
 fn tests(root: &Path, ready: &setup::Ready) -> Result<()> {
-    ready
-        .environment(Step::new(root, "cargo", &["test", "--locked", "--workspace", "--doc"]))
-        .run()?;
+    ready.environment(Step::cargo(root, &["test", "--locked", "--workspace", "--doc"])).run()?;
     let nextest = Step::new(root, "cargo", &["nextest", "--version"]).succeeds();
     let arguments: &[&str] = if nextest {
         &["nextest", "run", "--locked", "--workspace", "--all-targets", "--profile", "ci"]
     } else {
         &["test", "--locked", "--workspace", "--lib", "--bins", "--tests", "--examples"]
     };
-    ready.environment(Step::new(root, "cargo", arguments)).run()
+    ready.environment(Step::cargo(root, arguments)).run()
 }

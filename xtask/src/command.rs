@@ -32,6 +32,14 @@ impl Step {
         Self { command, line }
     }
 
+    /// A cargo command that builds once and is then done with: nothing is kept for a next, slightly different build,
+    /// and no line numbers but those of panics. Half of the disk that the tests would need goes into those two.
+    pub(crate) fn cargo<A: AsRef<str>>(folder: &Path, arguments: &[A]) -> Self {
+        Self::new(folder, "cargo", arguments)
+            .env("CARGO_INCREMENTAL", "0")
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
+    }
+
     /// Sets an environment variable.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
         self.command.env(name, value);

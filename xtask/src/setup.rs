@@ -52,7 +52,8 @@ pub(crate) fn run(root: &Path) -> Result<Ready> {
     Ok(Ready { python, binary, models, postgres, dashscope_1 })
 }
 
-fn target_folder(root: &Path) -> Result<PathBuf> {
+/// Where cargo puts what it builds.
+pub(crate) fn target_folder(root: &Path) -> Result<PathBuf> {
     let text =
         Step::new(root, "cargo", &["metadata", "--locked", "--format-version", "1", "--no-deps"])
             .output()?;
@@ -146,7 +147,7 @@ fn older_dashscope(root: &Path, target: &Path, python: &str) -> Result<PathBuf> 
 }
 
 fn release_binary(root: &Path, target: &Path) -> Result<PathBuf> {
-    Step::new(root, "cargo", &["build", "--locked", "--release", "-p", "mintage-cli"]).run()?;
+    Step::cargo(root, &["build", "--locked", "--release", "-p", "mintage-cli"]).run()?;
     Ok(target.join("release").join("mintage"))
 }
 
