@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use mintage_hub::HubConfig;
 use mintage_ledger::PostgresUrl;
-use mintage_server::WebhookPolicy;
+use mintage_server::{StorageConfig, WebhookPolicy};
 use serde::Deserialize;
 
 use crate::arguments::GlobalArgs;
@@ -30,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) server: ServerSettings,
     pub(crate) ledger: LedgerSettings,
     pub(crate) webhooks: WebhookSettings,
+    pub(crate) files: FileSettings,
+    pub(crate) batch: BatchSettings,
     pub(crate) engine: EngineSettings,
     /// Models to serve; none means the default one.
     #[serde(rename = "model")]
@@ -223,6 +225,42 @@ impl WebhookSettings {
     }
 }
 
+/// What projects may leave here.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct FileSettings {
+    pub(crate) enabled: bool,
+    pub(crate) max_file_bytes: u64,
+    pub(crate) max_project_bytes: u64,
+    pub(crate) max_project_files: u64,
+}
+
+impl Default for FileSettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            max_file_bytes: 512 << 20,
+            max_project_bytes: 20 << 30,
+            max_project_files: 10_000,
+        }
+    }
+}
+
+/// How batches are run.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct BatchSettings {
+    pub(crate) max_lines: u32,
+    pub(crate) max_project_batches: u64,
+    pub(crate) max_lines_in_flight: usize,
+}
+
+impl Default for BatchSettings {
+    fn default() -> Self {
+        Self { max_lines: 50_000, max_project_batches: 100, max_lines_in_flight: 8 }
+    }
+}
+
 /// How a model is computed.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -309,6 +347,20 @@ impl Settings {
     /// Parses a settings file; the error begins with the line.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         toml::from_str(text).map_err(|error| explain(text, &error))
+    }
+
+    /// Where files and batches are kept; `None`: there are none.
+    pub(crate) fn storage(&self) -> Option<StorageConfig> {
+        let (files, batch) = (&self.files, &self.batch);
+        files.enabled.then(|| StorageConfig {
+            folder: self.data_dir.join("files"),
+            max_file_bytes: files.max_file_bytes,
+            max_project_bytes: files.max_project_bytes,
+            max_project_files: files.max_project_files,
+            max_batch_lines: batch.max_lines,
+            max_project_batches: batch.max_project_batches,
+            max_lines_in_flight: batch.max_lines_in_flight.max(1),
+        })
     }
 
     /// What the hub needs to know.
@@ -403,7 +455,7 @@ mod tests {
     #[test]
     fn the_reference_file_is_complete() {
         let expected = [
-            ("[x]\n", "data_dir, log, hub, server, ledger, webhooks, engine, model"),
+            ("[x]\n", "data_dir, log, hub, server, ledger, webhooks, files, batch, engine, model"),
             ("[log]\nx = 1", "level, format"),
             ("[hub]\nx = 1", "endpoint, pip_args"),
             (
@@ -416,6 +468,8 @@ mod tests {
                 "enabled, default_credit, utc_offset_minutes, retention_days, store, url, gateway",
             ),
             ("[webhooks]\nx = 1", "allow_hosts, allow_private_addresses, timeout_s, max_attempts"),
+            ("[files]\nx = 1", "enabled, max_file_bytes, max_project_bytes, max_project_files"),
+            ("[batch]\nx = 1", "max_lines, max_project_batches, max_lines_in_flight"),
             (
                 "[engine]\nx = 1",
                 "threads, context_tokens, kv_cache_mib, max_running, max_waiting, step_tokens, \

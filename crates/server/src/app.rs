@@ -9,7 +9,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use mintage_ledger::Principal;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Office};
@@ -19,6 +19,7 @@ use crate::error::{ApiError, Fault};
 use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::served::ModelSet;
+use crate::storage::Storage;
 use crate::till::Till;
 use crate::webhooks::WebhookPolicy;
 use crate::{anthropic, dashscope, health, idempotency, models, ollama, openai, request_id};
@@ -40,6 +41,9 @@ pub(crate) const PREFIXES: [&str; 2] = ["/compatible-mode", "/apps/anthropic"];
 /// A body of this size is parsed, rendered and tokenised in less time than a change of threads and back may take.
 const INLINE_TEXT_BYTES: usize = 2048;
 
+/// Files that come in at once.
+const MAX_UPLOADS: usize = 16;
+
 /// What all handlers share.
 pub(crate) struct App {
     pub(crate) limits: Limits,
@@ -52,6 +56,12 @@ pub(crate) struct App {
     /// Administration; `None` where there are no keys, so no tenants.
     pub(crate) office: Option<Arc<Office>>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Files and batches, where a folder is given for them.
+    pub(crate) storage: Option<Arc<Storage>>,
+    /// A batch came in, or was cancelled.
+    pub(crate) batches_changed: Notify,
+    /// Places for files that are coming in.
+    pub(crate) uploads: Arc<Semaphore>,
     /// Streams that nobody reads any more and whose usage is still to come.
     pub(crate) settling: TaskTracker,
     pub(crate) phase: watch::Sender<Phase>,
@@ -61,8 +71,15 @@ pub(crate) struct App {
 
 /// A place among the running requests; leaving it makes room.
 pub(crate) struct Admission(
-    #[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit,
+    #[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>,
 );
+
+impl Admission {
+    /// Lines of batches take no place of a request that somebody waits for; who runs them bounds them.
+    pub(crate) fn of_batch() -> Self {
+        Self(None)
+    }
+}
 
 impl App {
     pub(crate) fn new(
@@ -72,6 +89,7 @@ impl App {
         gateway: Gateway,
         till: Till,
         webhooks: WebhookPolicy,
+        storage: Option<Storage>,
     ) -> Self {
         let metrics = Arc::new(Metrics::new(models.all()));
         let office = match &access {
@@ -87,6 +105,9 @@ impl App {
             till,
             office,
             metrics,
+            storage: storage.map(Arc::new),
+            batches_changed: Notify::new(),
+            uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
             settling: TaskTracker::new(),
             phase: watch::Sender::new(Phase::Serving),
             requests: Arc::new(Semaphore::new(limits.max_concurrent_requests)),
@@ -98,6 +119,11 @@ impl App {
 
     pub(crate) fn phase(&self) -> Phase {
         *self.phase.borrow()
+    }
+
+    /// Whether a model answers to this name.
+    pub(crate) fn serves(&self, name: &str) -> bool {
+        self.models.get(name).is_some()
     }
 
     /// Requests that hold an [`Admission`].
@@ -119,7 +145,7 @@ impl App {
             );
             ApiError::new(Fault::Overloaded, "overloaded", message)
         })?;
-        Ok(Admission(permit))
+        Ok(Admission(Some(permit)))
     }
 
     /// Runs work on text (parsing, templates, tokenising) away from the threads that serve sockets, a bounded number
@@ -193,6 +219,12 @@ fn openai_routes() -> Router<Arc<App>> {
         .route("/v1/chat/completions", post(openai::chat))
         .route("/v1/completions", post(openai::completions))
         .route("/v1/generation", get(openai::generation))
+        .route("/v1/files", get(openai::list_files).post(openai::create_file))
+        .route("/v1/files/{id}", get(openai::get_file).delete(openai::delete_file))
+        .route("/v1/files/{id}/content", get(openai::file_content))
+        .route("/v1/batches", get(openai::list_batches).post(openai::create_batch))
+        .route("/v1/batches/{id}", get(openai::get_batch))
+        .route("/v1/batches/{id}/cancel", post(openai::cancel_batch))
 }
 
 /// What two dialects have at one path.
@@ -225,6 +257,17 @@ fn ollama_routes() -> Router<Arc<App>> {
         .route("/api/ps", get(ollama::ps))
         .route("/api/show", post(ollama::show))
         .route("/api/version", get(ollama::version))
+}
+
+/// What lines of batches may ask for, without the doors: who asks is known. The same handlers as in [`router`].
+pub(crate) fn line_router(app: &Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/completions", post(openai::completions))
+        .route_layer(from_fn_with_state(Arc::clone(app), idempotency::layer))
+        .fallback(not_found)
+        .layer(DefaultBodyLimit::disable())
+        .with_state(Arc::clone(app))
 }
 
 async fn not_found() -> ApiError {

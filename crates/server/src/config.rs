@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::storage::StorageConfig;
 use crate::webhooks::WebhookPolicy;
 
 /// Everything the server is told at its start.
@@ -19,6 +20,8 @@ pub struct ServerConfig {
     pub share_prefix_cache: bool,
     /// Where webhooks may go.
     pub webhooks: WebhookPolicy,
+    /// Where files and batches are kept; `None`: there are none.
+    pub storage: Option<StorageConfig>,
 }
 
 impl Default for ServerConfig {
@@ -29,6 +32,7 @@ impl Default for ServerConfig {
             drain_timeout: Duration::from_secs(30),
             share_prefix_cache: false,
             webhooks: WebhookPolicy::default(),
+            storage: None,
         }
     }
 }

@@ -28,8 +28,9 @@ use crate::auth::{Access, now_unix};
 use crate::config::{Limits, ServerConfig};
 use crate::gateway::Gateway;
 use crate::served::{ModelSet, ModelSetError, ServedModel};
+use crate::storage::{Storage, StorageError};
 use crate::till::{Billing, Till, unix_ms};
-use crate::webhooks;
+use crate::{batch, webhooks};
 
 const BACKLOG: u32 = 1024;
 /// What the system may buffer for one reader, beyond our own `max_head_bytes`.
@@ -74,6 +75,9 @@ pub enum ServerError {
     /// The models cannot be served together.
     #[error(transparent)]
     Models(#[from] ModelSetError),
+    /// The folder of files and batches does not open.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// No random numbers for the server's secret.
     #[error("the system gives no random numbers: {0}")]
     Random(String),
@@ -152,7 +156,9 @@ impl Server {
             known.unwrap_or_else(|_| Arc::clone(key))
         };
         let till = Till::new(billing, lineage, keys_of(&access));
-        let app = Arc::new(App::new(config.limits, access, models, gateway, till, config.webhooks));
+        let storage = config.storage.map(Storage::open).transpose()?;
+        let app = App::new(config.limits, access, models, gateway, till, config.webhooks, storage);
+        let app = Arc::new(app);
         Ok(Self { listener, address, drain_timeout: config.drain_timeout, app })
     }
 
@@ -171,6 +177,7 @@ impl Server {
         let keys = watch_keys(self.app.access.clone(), self.app.office.clone());
         let webhooks = send_webhooks(self.app.office.clone());
         let retention = forget_records(self.app.till.retention());
+        let batches = batch::run(Arc::clone(&self.app));
         let app = Arc::clone(&self.app);
         let life = async {
             shutdown.await;
@@ -181,6 +188,7 @@ impl Server {
             () = keys => {}
             () = webhooks => {}
             () = retention => {}
+            () = batches => {}
             () = life => {}
         }
         // Nobody accepts any more; connections finish the answer they are writing.

@@ -22,6 +22,7 @@ use tracing::Instrument;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::batch::BatchLine;
 use crate::body::read_json;
 use crate::error::{ApiError, Fault};
 use crate::sse::{self, Framing};
@@ -73,6 +74,9 @@ struct Place {
     scope: Arc<str>,
     key: Arc<str>,
     body_digest: [u8; 32],
+    expires_ms: u64,
+    /// An answer that cannot be kept must not be given: it would be billed, and might be computed again.
+    is_must: bool,
     #[expect(dead_code, reason = "held for its drop")]
     answering: Answering,
 }
@@ -91,8 +95,24 @@ impl Keeping {
             key: Arc::clone(&self.0.key),
             body_digest: self.0.body_digest,
             answer,
-            expires_ms: unix_ms().saturating_add(KEPT_MS),
+            expires_ms: self.0.expires_ms,
         })
+    }
+
+    /// What is kept of an answer that is sent as a whole.
+    ///
+    /// # Errors
+    /// It is too long, and must be kept.
+    pub(crate) fn whole(&self, body: &[u8]) -> Result<Option<KeptAnswer>, ApiError> {
+        let kept = self.answer(Form::Json, body);
+        if kept.is_none() && self.0.is_must {
+            let message = format!(
+                "The answer has {} bytes; an answer in a batch has at most {MAX_KEPT_BYTES}.",
+                body.len()
+            );
+            return Err(ApiError::new(Fault::Invalid, "answer_too_long", message));
+        }
+        Ok(kept)
     }
 }
 
@@ -133,10 +153,51 @@ impl Transcript {
 /// The layer of routes that compute. It stands inside of authentication.
 pub(crate) async fn layer(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let Some(ledger) = app.till.ledger().cloned() else { return next.run(request).await };
+    if let Some(line) = request.extensions().get::<BatchLine>().cloned() {
+        let answered = keyed(&app, &ledger, request, next, Repeated::of_line(&line)).await;
+        return answered.unwrap_or_else(IntoResponse::into_response);
+    }
     if request.method() != Method::POST || !request.headers().contains_key(HEADER) {
         return next.run(request).await;
     }
-    keyed(&app, &ledger, request, next).await.unwrap_or_else(IntoResponse::into_response)
+    let repeated = match Repeated::of_header(&request) {
+        Ok(repeated) => repeated,
+        Err(error) => return error.into_response(),
+    };
+    let answered = keyed(&app, &ledger, request, next, repeated).await;
+    answered.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Under which name an answer is kept, and how long.
+struct Repeated {
+    /// Within the project.
+    scope: String,
+    key: Arc<str>,
+    expires_ms: u64,
+    is_must: bool,
+}
+
+impl Repeated {
+    /// As the client says.
+    fn of_header(request: &Request) -> Result<Self, ApiError> {
+        let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+        Ok(Self {
+            scope: route.to_owned(),
+            key: read_key(request)?,
+            expires_ms: unix_ms().saturating_add(KEPT_MS),
+            is_must: false,
+        })
+    }
+
+    /// A line of a batch is billed once, whenever the process dies. No route is called `batch`.
+    fn of_line(line: &BatchLine) -> Self {
+        Self {
+            scope: format!("batch {}", line.batch),
+            key: line.number.to_string().into(),
+            expires_ms: line.keep_until_ms,
+            is_must: true,
+        }
+    }
 }
 
 async fn keyed(
@@ -144,15 +205,15 @@ async fn keyed(
     ledger: &Arc<Ledger>,
     request: Request,
     next: Next,
+    repeated: Repeated,
 ) -> Result<Response, ApiError> {
-    let key = read_key(&request)?;
+    let Repeated { scope, key, expires_ms, is_must } = repeated;
     let (mut parts, body) = request.into_parts();
     let caller = parts.extensions.get::<Caller>();
     let project = caller.map(|caller| caller.project().to_owned()).unwrap_or_default();
-    let route = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
     let limits = &app.limits;
     let body = read_json(&parts.headers, body, limits.max_body_bytes, limits.body_timeout).await?;
-    let scope: Arc<str> = format!("{project} {route}").into();
+    let scope: Arc<str> = format!("{project} {scope}").into();
     let body_digest: [u8; 32] = Sha256::digest(&body).into();
     match begin(ledger, &scope, &key, body_digest).await? {
         Begin::Again(answer) => Ok(replay(answer)),
@@ -167,7 +228,8 @@ async fn keyed(
             "This Idempotency-Key was used for a request with another body. Use a new key.",
         )),
         Begin::First(answering) => {
-            let keeping = Keeping(Arc::new(Place { scope, key, body_digest, answering }));
+            let place = Place { scope, key, body_digest, expires_ms, is_must, answering };
+            let keeping = Keeping(Arc::new(place));
             parts.extensions.insert(keeping.clone());
             let request = Request::from_parts(parts, Body::from(body));
             run_on(app, request, next, keeping).await
@@ -187,6 +249,22 @@ fn read_key(request: &Request) -> Result<Arc<str>, ApiError> {
         "invalid_idempotency_key",
         format!("An Idempotency-Key has 1 to {MAX_KEY_CHARS} visible ASCII characters."),
     ))
+}
+
+/// The answer of a line of a batch that was billed before. Blocks.
+pub(crate) fn kept_line(
+    ledger: &Ledger,
+    project: &str,
+    batch: &str,
+    line: u32,
+    body: &str,
+) -> Result<Option<Vec<u8>>, LedgerError> {
+    let scope: Arc<str> = format!("{project} batch {batch}").into();
+    let digest: [u8; 32] = Sha256::digest(body).into();
+    Ok(match ledger.begin(&scope, &line.to_string().into(), digest, unix_ms())? {
+        Begin::Again(answer) => answer.get(1..).map(<[u8]>::to_vec),
+        _ => None,
+    })
 }
 
 /// The store is asked, which may read the disk.

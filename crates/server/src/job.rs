@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::answer::{Calls, Choice, ChoiceOptions, Part};
 use crate::app::{Admission, App, Phase};
 use crate::auth::Caller;
+use crate::batch::BatchLine;
 use crate::body::read_json;
 use crate::error::{ApiError, Fault};
 use crate::fields::shortened;
@@ -45,14 +46,17 @@ pub(crate) struct Incoming {
     pub(crate) body: axum::body::Bytes,
     /// Where the answer is to be kept for repetitions.
     pub(crate) keeping: Option<Keeping>,
+    /// The line of a batch that it is.
+    pub(crate) line: Option<BatchLine>,
 }
 
 impl Incoming {
     /// Lets the request in and reads its body.
     pub(crate) async fn read(app: &App, request: Request) -> Result<Self, ApiError> {
         let arrival = Instant::now();
-        let admission = app.admit()?;
         let (parts, body) = request.into_parts();
+        let line = parts.extensions.get::<BatchLine>().cloned();
+        let admission = if line.is_some() { Admission::of_batch() } else { app.admit()? };
         // The auth layer put it there; without it nothing runs.
         let caller = parts
             .extensions
@@ -66,7 +70,7 @@ impl Incoming {
         let request_id = request_id.unwrap_or_default();
         let client = client_name(&parts.headers);
         let keeping = parts.extensions.get::<Keeping>().cloned();
-        Ok(Self { admission, caller, request_id, client, arrival, body, keeping })
+        Ok(Self { admission, caller, request_id, client, arrival, body, keeping, line })
     }
 }
 
@@ -213,6 +217,7 @@ impl Job {
             model: self.model.name.clone(),
             arrival: incoming.arrival,
             streamed: self.stream,
+            batch: incoming.line.is_some(),
             n: self.options.n,
         };
         let standings = admitted.standings;
@@ -247,7 +252,8 @@ impl Job {
                 index += 1;
             }
         }
-        Ok(Choices { all, meter, standings, ending: app.phase.subscribe() })
+        let ending = Ending { phase: app.phase.subscribe(), line: incoming.line.clone() };
+        Ok(Choices { all, meter, standings, ending })
     }
 
     /// Limits, budgets and money let the request in, or say why not.
@@ -269,6 +275,7 @@ impl Job {
             choices: u32::try_from(self.prompts.len())
                 .unwrap_or(u32::MAX)
                 .saturating_mul(self.options.n),
+            batch: incoming.line.is_some(),
         };
         app.till.admit(principal, &arrival).inspect_err(|error| {
             app.metrics.refused(match error.fault {
@@ -297,8 +304,11 @@ impl Job {
             cache_domain: app.gateway.cache_domain(incoming.caller.project()),
             tenant: app.gateway.fair_share(&incoming.caller.principal.organisation),
             weight: incoming.caller.principal.weight,
-            priority: Priority::Online,
-            deadline: Some(incoming.arrival + app.limits.request_timeout),
+            priority: if incoming.line.is_some() { Priority::Batch } else { Priority::Online },
+            deadline: Some(match &incoming.line {
+                Some(line) => line.deadline,
+                None => incoming.arrival + app.limits.request_timeout,
+            }),
         })
     }
 }
@@ -309,7 +319,28 @@ pub(crate) struct Choices {
     meter: Meter,
     /// How the tightest limits stood when the request was let in.
     pub(crate) standings: Standings,
-    ending: watch::Receiver<Phase>,
+    ending: Ending,
+}
+
+/// What ends a request that still runs.
+#[derive(Clone)]
+struct Ending {
+    phase: watch::Receiver<Phase>,
+    line: Option<BatchLine>,
+}
+
+impl Ending {
+    /// Why it must end, once it must.
+    async fn reached(self) -> ApiError {
+        match self.line {
+            // A line of a batch waits for nobody: it is computed again.
+            Some(line) => line.stopped().await,
+            None => {
+                App::ending(self.phase).await;
+                ApiError::shutting_down()
+            }
+        }
+    }
 }
 
 impl Choices {
@@ -321,7 +352,7 @@ impl Choices {
         tokio::select! {
             biased;
             part = part => part,
-            () = App::ending(self.ending.clone()) => Some(Err(ApiError::shutting_down())),
+            error = self.ending.clone().reached() => Some(Err(error)),
         }
     }
 

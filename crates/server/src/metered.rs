@@ -36,6 +36,8 @@ pub(crate) struct RequestFacts {
     pub(crate) model: String,
     pub(crate) arrival: Instant,
     pub(crate) streamed: bool,
+    /// Nobody waits for it, so how long it took says nothing.
+    pub(crate) batch: bool,
     /// Choices of each prompt: they share it, and it is counted once.
     pub(crate) n: u32,
 }
@@ -201,6 +203,7 @@ impl Drop for Record {
             key_id = %facts.principal.key,
             model = %facts.model,
             streamed = facts.streamed,
+            batch = facts.batch,
             choices = totals.choices,
             outcome = outcome.as_str(),
             prompt_tokens = totals.usage.prompt(),
@@ -252,6 +255,9 @@ impl Account {
             totals.usage.output += 1;
         }
         self.polled += 1;
+        if record.facts.batch {
+            return;
+        }
         let now = Instant::now();
         match self.last_token.replace(now) {
             Some(last) => self.meter.metrics.next_token(now.saturating_duration_since(last)),

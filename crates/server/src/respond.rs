@@ -173,7 +173,7 @@ async fn whole(
     let mut bytes = Vec::new();
     let settling = choices.settle(|settled| {
         bytes = writer.whole(answers, settled)?;
-        Ok(keeping.and_then(|keeping| keeping.answer(Form::Json, &bytes)))
+        keeping.map_or(Ok(None), |keeping| keeping.whole(&bytes))
     })?;
     settling.await?;
     Ok(json_response(bytes))

@@ -51,6 +51,8 @@ pub(crate) struct Arrival {
     /// Of each choice, at most.
     pub(crate) max_output_tokens: u64,
     pub(crate) choices: u32,
+    /// It is a line of a batch.
+    pub(crate) batch: bool,
 }
 
 /// The counters and the ledger.
@@ -184,6 +186,7 @@ impl Till {
                 model: &arrival.model,
                 tokens: arrival.prompt_tokens.saturating_add(output),
                 amount: quote.amount,
+                batch: arrival.batch,
             };
             let mut limiter = lock(&self.limiter);
             limiter.check(now, &principal.parties, ask)?;
@@ -235,6 +238,7 @@ fn admission(
             model_digest: Arc::clone(&arrival.model_digest),
             protocol: Arc::from(arrival.protocol),
             client: Arc::clone(&arrival.client),
+            batch: arrival.batch,
             arrival_ms: admitted_ms,
             ..RequestFacts::default()
         },
@@ -242,7 +246,7 @@ fn admission(
             prompt_tokens: arrival.prompt_tokens,
             max_output_tokens: arrival.max_output_tokens,
             n: arrival.choices,
-            batch: false,
+            batch: arrival.batch,
             admitted_ms,
         },
         rating,

@@ -115,7 +115,7 @@ fn bind(
 }
 
 fn server_config(settings: &Settings) -> ServerConfig {
-    let webhooks = settings.webhooks.policy();
+    let (webhooks, storage) = (settings.webhooks.policy(), settings.storage());
     let settings = &settings.server;
     ServerConfig {
         listen: settings.listen,
@@ -132,6 +132,7 @@ fn server_config(settings: &Settings) -> ServerConfig {
         drain_timeout: Duration::from_secs(settings.drain_timeout_s),
         share_prefix_cache: settings.share_prefix_cache,
         webhooks,
+        storage,
     }
 }
 

@@ -413,6 +413,18 @@ impl DirectoryStore {
         })
     }
 
+    /// For whom a key stands, by its id: for work that goes on after the request that brought it.
+    ///
+    /// # Errors
+    /// [`KeyRefusal`] says why not, as it would the key's holder.
+    pub fn principal(&self, key: &str, now_unix: u64) -> Result<Arc<Principal>, KeyRefusal> {
+        self.with(|loaded| {
+            let indexed = loaded.index.get(key).ok_or(KeyRefusal::Unknown)?;
+            indexed.key.validity(now_unix)?;
+            indexed.principal.clone()
+        })
+    }
+
     /// Reads the file again if another process changed it; `true` if so. Cheap: one `stat` otherwise.
     ///
     /// # Errors

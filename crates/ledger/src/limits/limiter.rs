@@ -42,6 +42,8 @@ pub struct Ask<'a> {
     pub tokens: u64,
     /// The most it can cost.
     pub amount: Amount,
+    /// Nobody waits for it: budgets hold, rates neither hold nor count it.
+    pub batch: bool,
 }
 
 /// What was used in the end.
@@ -198,7 +200,7 @@ impl Limiter {
             }
         };
         for party in parties {
-            for rule in &party.policy.rates {
+            for rule in party.policy.rates.iter().filter(|_| !ask.batch) {
                 let Some(model) = rule.models.counted_under(ask.model) else { continue };
                 self.check_rates(now, party, model, rule, ask, &mut note);
             }
@@ -335,7 +337,7 @@ impl Limiter {
         };
         let name = self.model_name(ask.model);
         for party in parties {
-            for rule in &party.policy.rates {
+            for rule in party.policy.rates.iter().filter(|_| !ask.batch) {
                 let Some(model) = rule.models.counted_under(ask.model) else { continue };
                 let id = CounterId {
                     level: party.level,

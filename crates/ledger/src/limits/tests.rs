@@ -14,7 +14,7 @@ fn at(ms: u64) -> Now {
 }
 
 fn ask(tokens: u64) -> Ask<'static> {
-    Ask { model: "m", tokens, amount: pico(tokens as i128 * 10) }
+    Ask { model: "m", tokens, amount: pico(tokens as i128 * 10), batch: false }
 }
 
 fn party(level: Level, id: &str, policy: Policy) -> Party {
@@ -77,6 +77,35 @@ fn rates_let_in_what_they_say() {
     check_rate(smooth(requests(60)), &[0, 1000, 2000], 3, None);
     check_rate(smooth(tokens(600)), &[0, 500], 1, Some((LimitKind::TokenBurst, Some(500))));
     check_rate(in_flight, &[0, 0, 0], 2, Some((LimitKind::InFlight, Some(1000))));
+}
+
+#[test]
+fn rates_are_not_for_batches_and_budgets_are() {
+    let parties = rates(RateRule { requests_per_minute: Some(1), ..RateRule::default() });
+    let mut limiter = Limiter::default();
+    let batch = Ask { batch: true, ..ask(10) };
+    for _ in 0..3 {
+        limiter.check(at(0), &parties, batch).unwrap();
+        let pass = limiter.take(at(0), &parties, batch);
+        limiter.settle(at(0), &parties, "m", pass, Used { tokens: 10, amount: pico(0) });
+    }
+    // Nor do they use up what is there for who waits.
+    let _ = admit(&mut limiter, at(0), &parties, ask(1)).unwrap();
+    admit(&mut limiter, at(0), &parties, ask(1)).unwrap_err();
+    let parties = budget(Budget {
+        models: ModelChoice::Together,
+        period: Period::Day,
+        limit: BudgetLimit::Tokens(25),
+        effect: BudgetEffect::Hard,
+    });
+    let mut limiter = Limiter::default();
+    for may in [true, true, false] {
+        let checked = limiter.check(at(0), &parties, batch);
+        assert_eq!(checked.is_ok(), may, "{checked:?}");
+        if may {
+            let _ = limiter.take(at(0), &parties, batch);
+        }
+    }
 }
 
 #[test]
@@ -198,7 +227,7 @@ fn rules_count_the_models_they_name() {
         let mut limiter = Limiter::default();
         let mut outcome = Vec::new();
         for model in models {
-            let ask = Ask { model, tokens: 1, amount: pico(0) };
+            let ask = Ask { model, tokens: 1, amount: pico(0), batch: false };
             outcome.push(admit(&mut limiter, at(0), &parties, ask).is_ok());
         }
         assert_eq!(outcome, admitted, "{models:?}");

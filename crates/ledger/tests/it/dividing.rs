@@ -44,7 +44,7 @@ fn rates(rule: RateRule) -> Vec<Party> {
 /// As a server does it: asks again for as long as more comes in.
 fn enter(house: &House, parties: &[Party], tokens: u64, pico: i128) -> Option<Pass> {
     loop {
-        let ask = Ask { model: "m", tokens, amount: Amount::from_pico(pico) };
+        let ask = Ask { model: "m", tokens, amount: Amount::from_pico(pico), batch: false };
         let refusal = {
             let mut limiter = house.limiter.lock().unwrap();
             match limiter.check(NOW, parties, ask) {

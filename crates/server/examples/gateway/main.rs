@@ -21,7 +21,7 @@ use mintage_model::{
     EngineInfo, GenerationDefaults, GrammarCompiler, GrammarLimits, ModelFile, Script,
     ScriptedEngine, TextModel,
 };
-use mintage_server::{Access, Billing, ServedModel, Server, ServerConfig};
+use mintage_server::{Access, Billing, ServedModel, Server, ServerConfig, StorageConfig};
 
 mod load;
 
@@ -52,8 +52,11 @@ impl Rating for Flat {
         price(&TokenUsage { input: ask.prompt_tokens, output, ..TokenUsage::default() })
     }
 
-    fn rate(&self, _ask: &Ask, usage: &TokenUsage, _free: u64) -> Option<Quote> {
-        price(usage)
+    fn rate(&self, ask: &Ask, usage: &TokenUsage, _free: u64) -> Option<Quote> {
+        let whole = price(usage)?;
+        // Half of it in batches.
+        let pico = whole.amount.pico() / if ask.batch { 2 } else { 1 };
+        Some(Quote { amount: Amount::from_pico(pico), ..whole })
     }
 }
 
@@ -100,7 +103,11 @@ fn house(model: &str, folder: &Path, with_ledger: bool, token_delay: Duration) -
         digest: "".into(),
         defaults: GenerationDefaults::default(),
     };
-    let config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
+    let config = ServerConfig {
+        listen: ([127, 0, 0, 1], 0).into(),
+        storage: Some(StorageConfig::in_folder(folder.join("files"))),
+        ..ServerConfig::default()
+    };
     let server = Server::bind(config, vec![served], Access::Keys(Arc::new(keys)), billing)?;
     Ok(House { server, key: key.secret.expose().to_owned(), ledger })
 }

@@ -10,14 +10,17 @@
 //! - Extensions, named as vLLM names them: `top_k`, `min_p`, `typical_p`, `repetition_penalty`, `stop_token_ids`,
 //!   `ignore_eos`, `return_token_ids`, `usage: {"include": true}` (OpenRouter's name for telling the cost), and `enable_thinking` (also inside `chat_template_kwargs`).
 
+mod batches;
 mod chat;
 mod chat_request;
 mod completion_request;
 mod completions;
+mod files;
 mod generation;
 mod messages;
 mod models;
 mod options;
+mod paging;
 mod qwen;
 mod usage;
 mod wire;
@@ -25,7 +28,9 @@ mod wire;
 /// The last event of a stream that ended well.
 const DONE: &str = "[DONE]";
 
+pub(crate) use batches::{cancel_batch, create_batch, get_batch, list_batches};
 pub(crate) use chat::chat;
 pub(crate) use completions::completions;
+pub(crate) use files::{create_file, delete_file, file_content, get_file, list_files};
 pub(crate) use generation::generation;
 pub(crate) use models::{get_model, list_models};

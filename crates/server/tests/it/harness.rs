@@ -15,7 +15,7 @@ use mintage_model::{
     Engine, EngineInfo, GenerateRequest, GenerationDefaults, GgufVocabulary, GrammarCompiler,
     GrammarLimits, Script, ScriptedEngine, SubmitError, TextModel, Tokenizer,
 };
-use mintage_server::{Access, Billing, ServedModel, Server, ServerConfig};
+use mintage_server::{Access, Billing, ServedModel, Server, ServerConfig, StorageConfig};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -40,7 +40,7 @@ pub(crate) struct House {
     pub(crate) project: String,
     shutdown: Option<oneshot::Sender<()>>,
     running: tokio::task::JoinHandle<()>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// An answer, taken apart.
@@ -75,9 +75,27 @@ pub(crate) async fn start_on(
     change: impl FnOnce(&mut ServerConfig),
     respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
 ) -> House {
+    start_at(tempfile::tempdir().unwrap(), open, change, respond).await
+}
+
+/// With what an earlier server left in the folder, under a new key.
+pub(crate) async fn start_in(
+    folder: tempfile::TempDir,
+    change: impl FnOnce(&mut ServerConfig),
+    respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
+) -> House {
+    start_at(folder, |folder| Ledger::open(folder).unwrap(), change, respond).await
+}
+
+async fn start_at(
+    folder: tempfile::TempDir,
+    open: impl FnOnce(&Path) -> Ledger,
+    change: impl FnOnce(&mut ServerConfig),
+    respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
+) -> House {
     let mut config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
+    config.storage = Some(StorageConfig::in_folder(folder.path().join("files")));
     change(&mut config);
-    let folder = tempfile::tempdir().unwrap();
     let keys = Arc::new(DirectoryStore::open(folder.path()).unwrap());
     let project = keys.ensure_tenant("acme", 0).unwrap();
     let key = keys.create_key(NewKey::of_project("test", &project.id), 0).unwrap();
@@ -125,7 +143,7 @@ pub(crate) async fn start_on(
         project: project.id,
         shutdown: Some(shutdown),
         running,
-        _folder: folder,
+        folder,
     }
 }
 
@@ -145,6 +163,12 @@ pub(crate) fn price(usage: &TokenUsage) -> Amount {
     )
 }
 
+/// The same, and half of it in batches.
+fn price_of(batch: bool, usage: &TokenUsage) -> Amount {
+    let whole = price(usage).pico();
+    Amount::from_pico(if batch { whole / 2 } else { whole })
+}
+
 impl Rating for Flat {
     fn version(&self) -> Arc<str> {
         "flat-1".into()
@@ -160,8 +184,8 @@ impl Rating for Flat {
         Some(Quote { amount: price(&most), free_tokens: 0 })
     }
 
-    fn rate(&self, _ask: &Ask, usage: &TokenUsage, _free: u64) -> Option<Quote> {
-        Some(Quote { amount: price(usage), free_tokens: 0 })
+    fn rate(&self, ask: &Ask, usage: &TokenUsage, _free: u64) -> Option<Quote> {
+        Some(Quote { amount: price_of(ask.batch, usage), free_tokens: 0 })
     }
 }
 
@@ -288,7 +312,7 @@ impl House {
                 assert_eq!(balance.held, Amount::ZERO);
                 assert_eq!(balance.balance.pico(), -posted.pico(), "one organisation spends");
                 for record in records.values() {
-                    assert_eq!(record.amount, price(&record.usage));
+                    assert_eq!(record.amount, price_of(record.facts.batch, &record.usage));
                 }
                 return records;
             }
@@ -332,9 +356,10 @@ impl House {
         self.shutdown.take().unwrap().send(()).unwrap();
     }
 
-    /// Waits for the server to be gone.
-    pub(crate) async fn gone(self) {
+    /// Waits for the server to be gone: what it left.
+    pub(crate) async fn gone(self) -> tempfile::TempDir {
         tokio::time::timeout(PATIENCE, self.running).await.expect("the server ends").unwrap();
+        self.folder
     }
 
     /// Waits until `count` requests to the engine have ended.

@@ -11,11 +11,13 @@ mod harness;
 
 mod admin;
 mod anthropic;
+mod batches;
 mod chat;
 mod completions;
 mod dashscope;
 mod dialects;
 mod errors;
+mod files;
 mod ledger;
 mod lifecycle;
 mod limits;

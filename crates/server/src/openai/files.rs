@@ -1,0 +1,364 @@
+//! `/v1/files`: contents that a project leaves here, for batches and for itself.
+//!
+//! Invariant: what comes in goes to the disk piece by piece; at no time is a file in memory.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::multipart::{Field, MultipartError};
+use axum::extract::{FromRequest, Multipart, Path, Request, State};
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::json;
+use tokio_util::io::ReaderStream;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{ApiError, Fault, json};
+use crate::fields::shortened;
+use crate::openai::paging::Query;
+use crate::storage::{FilePage, FileRecord, Storage, StorageError, Upload};
+
+/// What a file may be for; the server itself makes others.
+const PURPOSES: &[&str] =
+    &["assistants", "batch", "evals", "fine-tune", "user_data", "vision", "file-extract"];
+const MAX_FILENAME_CHARS: usize = 255;
+/// Of a field that is text.
+const MAX_TEXT_BYTES: usize = 4096;
+const MAX_FIELDS: usize = 16;
+/// OpenAI's limits of a file's lifetime, seconds.
+const LIFETIME_S: std::ops::RangeInclusive<u64> = 3_600..=2_592_000;
+const MAX_PAGE: u32 = 10_000;
+
+#[derive(Serialize)]
+struct FileObject {
+    id: String,
+    object: &'static str,
+    bytes: u64,
+    created_at: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<u64>,
+    filename: String,
+    purpose: String,
+    status: &'static str,
+}
+
+fn describe(file: FileRecord) -> FileObject {
+    FileObject {
+        id: file.id,
+        object: "file",
+        bytes: file.bytes,
+        created_at: file.created,
+        expires_at: file.expires,
+        filename: file.filename,
+        purpose: file.purpose,
+        status: "processed",
+    }
+}
+
+/// What is stored, or why nothing is.
+pub(super) fn storage(app: &App) -> Result<Arc<Storage>, ApiError> {
+    app.storage.clone().ok_or_else(|| {
+        let message = "This server stores no files: it was started without a folder for them.";
+        ApiError::new(Fault::NotFound, "files_disabled", message)
+    })
+}
+
+/// The project that asks.
+pub(super) fn project(caller: Option<&Caller>) -> Result<Arc<str>, ApiError> {
+    let project = caller.and_then(|caller| caller.principal.project.clone());
+    project.ok_or_else(|| ApiError::internal("a protected handler ran without a project"))
+}
+
+/// In the words of the API; `what` names what was looked for.
+pub(super) fn failed(error: StorageError, what: &str, id: &str) -> ApiError {
+    match error {
+        StorageError::NotFound => {
+            let message = format!("No such {what}: `{}`.", shortened(id));
+            let error = ApiError::new(Fault::NotFound, "not_found", message);
+            ApiError { param: Some("id".to_owned()), ..error }
+        }
+        StorageError::Full(text) => {
+            let mut chars = text.chars();
+            let first = chars.next().map(|c| c.to_ascii_uppercase());
+            let text: String = first.into_iter().chain(chars).collect();
+            ApiError::new(Fault::Invalid, "quota_exceeded", format!("{text}."))
+        }
+        error => ApiError::internal(error.to_string()),
+    }
+}
+
+/// Runs work on the store on a thread that may block.
+pub(super) async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Result<Result<T, StorageError>, ApiError> {
+    let span = tracing::Span::current();
+    let done = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
+    done.map_err(|e| ApiError::internal(format!("work on stored files failed: {e}")))
+}
+
+/// What comes with a file.
+#[derive(Default)]
+struct Form {
+    upload: Option<Upload>,
+    filename: String,
+    purpose: Option<String>,
+    anchor: Option<String>,
+    lifetime: Option<String>,
+}
+
+pub(crate) async fn create_file(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let storage = storage(&app)?;
+    let project = project(request.extensions().get::<Caller>())?;
+    let _place = Arc::clone(&app.uploads).try_acquire_owned().map_err(|_| {
+        let message = "The server takes no more uploads at once. Please try again.";
+        ApiError::new(Fault::Overloaded, "overloaded", message)
+    })?;
+    let multipart = Multipart::from_request(request, &()).await.map_err(|rejection| {
+        let message = format!("The request's body must be multipart/form-data: {rejection}.");
+        ApiError::new(Fault::UnsupportedMediaType, "unsupported_media_type", message)
+    })?;
+    // One that comes too slowly would keep others out.
+    let form =
+        tokio::time::timeout(app.limits.request_timeout, read_form(&app, &storage, multipart));
+    let form = form.await.map_err(|_| {
+        let limit_s = app.limits.request_timeout.as_secs();
+        let message = format!("The file did not arrive within {limit_s} s.");
+        ApiError::new(Fault::BodyTimeout, "body_timeout", message)
+    })??;
+    let (purpose, lifetime_s) =
+        (checked_purpose(form.purpose)?, lifetime(form.anchor, form.lifetime)?);
+    let Some(upload) = form.upload else { return Err(missing("file")) };
+    if upload.bytes() == 0 {
+        return Err(ApiError::field("file", "invalid_value", "`file` is empty."));
+    }
+    let filename = form.filename;
+    let kept =
+        on_disk(move || storage.keep(&project, upload, &purpose, &filename, lifetime_s)).await?;
+    Ok(json(describe(kept.map_err(|error| failed(error, "file", ""))?)))
+}
+
+fn missing(name: &str) -> ApiError {
+    ApiError::field(name, "missing_required_parameter", format!("`{name}` is missing."))
+}
+
+fn broken(error: &MultipartError) -> ApiError {
+    ApiError {
+        log: Some(format!("an upload broke: {}", error.body_text())),
+        ..ApiError::new(Fault::Invalid, "incomplete_body", "The request's body is incomplete.")
+    }
+}
+
+async fn read_form(
+    app: &App,
+    storage: &Arc<Storage>,
+    mut multipart: Multipart,
+) -> Result<Form, ApiError> {
+    let mut form = Form::default();
+    for _ in 0..MAX_FIELDS {
+        let field = tokio::time::timeout(app.limits.body_timeout, multipart.next_field());
+        let field = field.await.map_err(|_| stalled(app))?;
+        let Some(field) = field.map_err(|error| broken(&error))? else { return Ok(form) };
+        match field.name().unwrap_or_default() {
+            "file" if form.upload.is_none() => {
+                form.filename = filename(field.file_name())?;
+                form.upload = Some(store(app, storage, field).await?);
+            }
+            "purpose" => form.purpose = Some(text(app, field, "purpose").await?),
+            "expires_after[anchor]" => {
+                form.anchor = Some(text(app, field, "expires_after[anchor]").await?);
+            }
+            "expires_after[seconds]" => {
+                form.lifetime = Some(text(app, field, "expires_after[seconds]").await?);
+            }
+            name => {
+                let name = shortened(name);
+                let message = format!("Unknown or repeated parameter: `{name}`.");
+                return Err(ApiError::field(name, "unknown_parameter", message));
+            }
+        }
+    }
+    Err(ApiError::new(
+        Fault::Invalid,
+        "invalid_value",
+        format!("A form has at most {MAX_FIELDS} fields."),
+    ))
+}
+
+fn stalled(app: &App) -> ApiError {
+    let limit_s = app.limits.body_timeout.as_secs_f32();
+    let message = format!("Nothing of the request's body came for {limit_s} s.");
+    ApiError::new(Fault::BodyTimeout, "body_timeout", message)
+}
+
+fn filename(given: Option<&str>) -> Result<String, ApiError> {
+    let name = given.unwrap_or("file");
+    let fits = (1..=MAX_FILENAME_CHARS).contains(&name.chars().count());
+    if fits && !name.chars().any(char::is_control) {
+        return Ok(name.to_owned());
+    }
+    let message =
+        format!("The name of a file has 1 to {MAX_FILENAME_CHARS} characters that can be seen.");
+    Err(ApiError::field("file", "invalid_value", message))
+}
+
+async fn chunk(app: &App, field: &mut Field<'_>) -> Result<Option<axum::body::Bytes>, ApiError> {
+    let chunk = tokio::time::timeout(app.limits.body_timeout, field.chunk());
+    chunk.await.map_err(|_| stalled(app))?.map_err(|error| broken(&error))
+}
+
+async fn text(app: &App, mut field: Field<'_>, name: &str) -> Result<String, ApiError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = chunk(app, &mut field).await? {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > MAX_TEXT_BYTES {
+            let message = format!("`{name}` has at most {MAX_TEXT_BYTES} bytes.");
+            return Err(ApiError::field(name, "invalid_value", message));
+        }
+    }
+    String::from_utf8(bytes)
+        .map_err(|_| ApiError::field(name, "invalid_value", format!("`{name}` is not UTF-8.")))
+}
+
+/// Bytes to the disk as they come.
+async fn store(
+    app: &App,
+    storage: &Arc<Storage>,
+    mut field: Field<'_>,
+) -> Result<Upload, ApiError> {
+    let begin = Arc::clone(storage);
+    let max_bytes = storage.config.max_file_bytes;
+    let refuse = |error: StorageError| match error {
+        StorageError::Full(_) => {
+            let message = format!("`file`: a file has at most {max_bytes} bytes.");
+            ApiError::new(Fault::TooLarge, "request_too_large", message)
+        }
+        error => ApiError::internal(error.to_string()),
+    };
+    let mut upload = on_disk(move || begin.begin()).await?.map_err(refuse)?;
+    while let Some(chunk) = chunk(app, &mut field).await? {
+        let written = on_disk(move || upload.write(&chunk).map(|()| upload)).await?;
+        upload = written.map_err(refuse)?;
+    }
+    Ok(upload)
+}
+
+fn checked_purpose(given: Option<String>) -> Result<String, ApiError> {
+    let purpose = given.ok_or_else(|| missing("purpose"))?;
+    if PURPOSES.contains(&purpose.as_str()) {
+        return Ok(purpose);
+    }
+    let message =
+        format!("`purpose` must be one of {}, not `{}`.", PURPOSES.join(", "), shortened(&purpose));
+    Err(ApiError::field("purpose", "invalid_value", message))
+}
+
+fn lifetime(anchor: Option<String>, seconds: Option<String>) -> Result<Option<u64>, ApiError> {
+    let refuse = |message: String| ApiError::field("expires_after", "invalid_value", message);
+    match (anchor.as_deref(), seconds) {
+        (None, None) => Ok(None),
+        (Some("created_at"), Some(seconds)) => {
+            checked_lifetime(seconds.parse().ok(), "expires_after").map(Some)
+        }
+        _ => Err(refuse(
+            "`expires_after` has an `anchor`, which is `created_at`, and `seconds`.".to_owned(),
+        )),
+    }
+}
+
+pub(super) fn checked_lifetime(seconds: Option<u64>, name: &str) -> Result<u64, ApiError> {
+    seconds.filter(|s| LIFETIME_S.contains(s)).ok_or_else(|| {
+        let message = format!(
+            "`{name}.seconds` must be from {} to {}.",
+            LIFETIME_S.start(),
+            LIFETIME_S.end()
+        );
+        ApiError::field(format!("{name}.seconds"), "invalid_value", message)
+    })
+}
+
+#[derive(Serialize)]
+struct List {
+    object: &'static str,
+    first_id: Option<String>,
+    last_id: Option<String>,
+    has_more: bool,
+    data: Vec<FileObject>,
+}
+
+pub(crate) async fn list_files(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let storage = storage(&app)?;
+    let project = project(request.extensions().get::<Caller>())?;
+    let mut query = Query::read(request.uri())?;
+    let page = FilePage {
+        purpose: query.text("purpose"),
+        after: query.text("after"),
+        limit: query.limit(MAX_PAGE, MAX_PAGE)?,
+        ascending: query.choice("order", &["asc", "desc"])?.as_deref() == Some("asc"),
+    };
+    query.finish()?;
+    let after = page.after.clone().unwrap_or_default();
+    let listed = on_disk(move || storage.files(&project, &page)).await?;
+    let (files, has_more) = listed.map_err(|error| failed(error, "file", &after))?;
+    let data: Vec<FileObject> = files.into_iter().map(describe).collect();
+    Ok(json(List {
+        object: "list",
+        first_id: data.first().map(|file| file.id.clone()),
+        last_id: data.last().map(|file| file.id.clone()),
+        has_more,
+        data,
+    }))
+}
+
+pub(crate) async fn get_file(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let storage = storage(&app)?;
+    let project = project(request.extensions().get::<Caller>())?;
+    let wanted = id.clone();
+    let found = on_disk(move || storage.file(&project, &wanted)).await?;
+    Ok(json(describe(found.map_err(|error| failed(error, "file", &id))?)))
+}
+
+pub(crate) async fn file_content(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let storage = storage(&app)?;
+    let project = project(request.extensions().get::<Caller>())?;
+    let wanted = id.clone();
+    let opened = on_disk(move || storage.open_file(&project, &wanted)).await?;
+    let (file, content) = opened.map_err(|error| failed(error, "file", &id))?;
+    let body = Body::from_stream(ReaderStream::new(tokio::fs::File::from_std(content)));
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
+        (header::CONTENT_LENGTH, HeaderValue::from(file.bytes)),
+        // Never shown as a page of ours, whatever is in it.
+        (header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment")),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    ];
+    Ok((headers, body).into_response())
+}
+
+pub(crate) async fn delete_file(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let storage = storage(&app)?;
+    let project = project(request.extensions().get::<Caller>())?;
+    let wanted = id.clone();
+    let removed = on_disk(move || storage.remove_file(&project, &wanted)).await?;
+    removed.map_err(|error| failed(error, "file", &id))?;
+    Ok(json(json!({"id": id, "object": "file", "deleted": true})))
+}

@@ -1,0 +1,152 @@
+//! What is stored over restarts, limits and other projects' eyes. On real folders; a crash is what it leaves behind.
+
+use std::io::Read;
+
+use super::*;
+
+fn open(folder: &Path, change: impl FnOnce(&mut StorageConfig)) -> Storage {
+    let mut config = StorageConfig::in_folder(folder.join("files"));
+    change(&mut config);
+    Storage::open(config).unwrap()
+}
+
+fn put(storage: &Storage, project: &str, text: &str) -> Result<FileRecord, StorageError> {
+    let mut upload = storage.begin()?;
+    upload.write(text.as_bytes())?;
+    storage.keep(project, upload, "batch", "in.jsonl", None)
+}
+
+fn document(input: &str) -> BatchDocument {
+    serde_json::from_value(serde_json::json!({
+        "endpoint": "/v1/completions", "input_file_id": input, "completion_window": "24h",
+        "status": "validating", "key": "k", "errors": [], "created_at": 0, "expires_at": 0,
+        "request_counts": {"total": 0, "completed": 0, "failed": 0},
+    }))
+    .unwrap()
+}
+
+fn contents(folder: &Path) -> usize {
+    std::fs::read_dir(folder.join("files").join(CONTENT)).unwrap().count()
+}
+
+#[test]
+fn files_stay_over_a_restart_and_remnants_do_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = open(folder.path(), |_| {});
+    let kept = put(&storage, "a", "hello").unwrap();
+    let upload = storage.begin().unwrap();
+    let partial = upload.path_for_tests();
+    // As a crash leaves them behind: an upload, and content that nobody was told of.
+    std::mem::forget(upload);
+    std::fs::write(storage.content("file-lost"), "x").unwrap();
+    drop(storage);
+    let storage = open(folder.path(), |_| {});
+    assert!(!partial.exists());
+    assert_eq!(contents(folder.path()), 1);
+    let (found, mut content) = storage.open_file("a", &kept.id).unwrap();
+    let mut text = String::new();
+    content.read_to_string(&mut text).unwrap();
+    assert_eq!((found, text.as_str()), (kept.clone(), "hello"));
+    // Two programs over one folder would run batches twice.
+    assert!(Storage::open(storage.config.clone()).is_err());
+    // Another project finds nothing, and removes nothing.
+    assert!(matches!(storage.file("b", &kept.id), Err(StorageError::NotFound)));
+    assert!(matches!(storage.remove_file("b", &kept.id), Err(StorageError::NotFound)));
+    storage.remove_file("a", &kept.id).unwrap();
+    assert!(matches!(storage.file("a", &kept.id), Err(StorageError::NotFound)));
+    assert_eq!(contents(folder.path()), 0);
+}
+
+#[test]
+fn a_project_has_its_room_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = open(folder.path(), |config| {
+        config.max_file_bytes = 10;
+        config.max_project_bytes = 15;
+        config.max_project_files = 3;
+    });
+    let check = |project, text: &str, expected: Option<&str>| {
+        let put = put(&storage, project, text);
+        assert_eq!(put.as_ref().err().map(ToString::to_string).as_deref(), expected);
+        put.ok()
+    };
+    check("a", "12345678901", Some("a file has at most 10 bytes"));
+    let first = check("a", "1234567890", None).unwrap();
+    let full = "the project's files have 10 bytes and this one 6; the limit is 15";
+    check("a", "123456", Some(full));
+    check("b", "1234567890", None);
+    check("a", "1234", None);
+    check("a", "5", None);
+    check("a", "", Some("the project has 3 files; the limit is 3"));
+    storage.remove_file("a", &first.id).unwrap();
+    check("a", "1234567890", None);
+    assert_eq!(contents(folder.path()), 4);
+}
+
+#[test]
+fn pages_follow_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = open(folder.path(), |_| {});
+    let ids: Vec<String> = (0..5).map(|n| put(&storage, "a", &n.to_string()).unwrap().id).collect();
+    put(&storage, "b", "x").unwrap();
+    let check = |ascending: bool| {
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let page = FilePage { limit: 2, after, ascending, ..FilePage::default() };
+            let (files, has_more) = storage.files("a", &page).unwrap();
+            after = files.last().map(|file| file.id.clone());
+            seen.extend(files.into_iter().map(|file| file.id));
+            if !has_more {
+                return seen;
+            }
+        }
+    };
+    assert_eq!(check(true), ids);
+    assert_eq!(check(false), ids.iter().rev().cloned().collect::<Vec<_>>());
+    let after = FilePage { limit: 2, after: Some(ids[0].clone()), ..FilePage::default() };
+    assert!(matches!(storage.files("b", &after), Err(StorageError::NotFound)));
+}
+
+#[test]
+fn a_line_keeps_its_first_result_and_all_become_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = open(folder.path(), |config| config.max_project_batches = 1);
+    let input = put(&storage, "a", "line").unwrap();
+    assert!(matches!(storage.add_batch("b", document(&input.id)), Err(StorageError::NotFound)));
+    let batch = storage.add_batch("a", document(&input.id)).unwrap();
+    let full = storage.add_batch("a", document(&input.id)).unwrap_err().to_string();
+    assert_eq!(full, "the project has 1 batches that are not over; the limit is 1");
+    // The input may go: the batch still reads it.
+    storage.remove_file("a", &input.id).unwrap();
+    storage.open_input(&input.id).unwrap();
+    let result = |line, is_error, text: &str| LineResult { line, is_error, text: text.into() };
+    let written = [result(2, false, "two"), result(0, true, "zero"), result(2, true, "again")];
+    let counted = storage.add_results(&batch, &written).unwrap().document.request_counts;
+    assert_eq!((counted.completed, counted.failed), (1, 1));
+    storage.add_results(&batch, &[result(1, false, "one")]).unwrap();
+    assert_eq!(storage.finished_lines(&batch.id).unwrap(), [0, 1, 2]);
+    // Killed while its files are written, it is found as it was.
+    drop(storage);
+    let storage = open(folder.path(), |_| {});
+    let to_do = storage.batches_to_do().unwrap();
+    assert_eq!(to_do.len(), 1);
+    let mut seen = Vec::new();
+    let results = storage.write_results(&batch.id, |result| seen.push(result.line)).unwrap();
+    assert_eq!(seen, [0, 1, 2]);
+    let end = |document: &mut BatchDocument| document.status = BatchStatus::Completed;
+    let over = storage.end_batch(&to_do[0], results, end).unwrap();
+    let read = |id: Option<String>| {
+        let (_, mut content) = storage.open_file("a", &id.unwrap()).unwrap();
+        let mut text = String::new();
+        content.read_to_string(&mut text).unwrap();
+        text
+    };
+    assert_eq!(read(over.document.output_file_id.clone()), "one\ntwo\n");
+    assert_eq!(read(over.document.error_file_id.clone()), "zero\n");
+    assert!(storage.finished_lines(&batch.id).unwrap().is_empty());
+    assert!(storage.batches_to_do().unwrap().is_empty());
+    storage.sweep().unwrap();
+    assert!(storage.open_input(&input.id).is_err(), "nobody needs the input any more");
+    assert_eq!(storage.batch("a", &batch.id).unwrap(), over);
+    assert!(matches!(storage.batch("b", &batch.id), Err(StorageError::NotFound)));
+}

@@ -1,0 +1,154 @@
+//! Files as programs leave and find them.
+
+use serde_json::{Value, json};
+
+use crate::harness::{House, Reply, says, start, start_with};
+use crate::openapi::{check as check_schema, document, validator};
+
+const BOUNDARY: &str = "a-line-that-stands-in-no-file";
+
+/// The body of a form.
+fn form(fields: &[(&str, Option<&str>, &str)]) -> String {
+    let mut body = String::new();
+    for (name, filename, text) in fields {
+        let filename = filename.map(|f| format!("; filename=\"{f}\"")).unwrap_or_default();
+        body += &format!(
+            "--{BOUNDARY}\r\ncontent-disposition: form-data; name=\"{name}\"{filename}\r\n\r\n{text}\r\n"
+        );
+    }
+    body + &format!("--{BOUNDARY}--\r\n")
+}
+
+impl House {
+    pub(crate) async fn send_form(&self, fields: &[(&str, Option<&str>, &str)]) -> Reply {
+        let request = self.request("POST", "/v1/files", &form(fields));
+        let kind = format!("multipart/form-data; boundary={BOUNDARY}");
+        self.send(&request.replacen("application/json", &kind, 1)).await
+    }
+
+    /// The id of a new file.
+    pub(crate) async fn upload(&self, text: &str) -> String {
+        let fields = [("purpose", None, "batch"), ("file", Some("in.jsonl"), text)];
+        let reply = self.send_form(&fields).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        reply.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Reply {
+        self.send(&self.request("DELETE", path, "")).await
+    }
+}
+
+#[tokio::test]
+async fn a_file_comes_is_found_and_goes() {
+    let house = start(says("x")).await;
+    let text = "line one\nline two\n世界";
+    let fields = [
+        ("file", Some("söme name.jsonl"), text),
+        ("expires_after[anchor]", None, "created_at"),
+        ("expires_after[seconds]", None, "3600"),
+        ("purpose", None, "user_data"),
+    ];
+    let made = house.send_form(&fields).await.json();
+    assert_eq!(
+        (made["bytes"].as_u64(), &made["purpose"]),
+        (Some(text.len() as u64), &json!("user_data"))
+    );
+    assert_eq!(made["filename"], "söme name.jsonl");
+    assert_eq!(made["expires_at"].as_u64().unwrap() - made["created_at"].as_u64().unwrap(), 3600);
+    let id = made["id"].as_str().unwrap();
+    assert_eq!(house.get(&format!("/v1/files/{id}")).await.json(), made);
+    let content = house.get(&format!("/v1/files/{id}/content")).await;
+    assert_eq!((content.status, content.body.as_str()), (200, text));
+    assert_eq!(content.header("content-length"), Some(text.len().to_string().as_str()));
+    let second = house.upload("2").await;
+    let list = house.get("/v1/files?limit=1").await.json();
+    assert_eq!((&list["data"][0]["id"], &list["has_more"]), (&json!(second), &json!(true)));
+    let list = house.get(&format!("/v1/files?limit=1&after={second}")).await.json();
+    assert_eq!((&list["data"][0]["id"], &list["has_more"]), (&json!(id), &json!(false)));
+    let list = house.get("/v1/files?purpose=batch&order=asc").await.json();
+    assert_eq!((&list["first_id"], &list["last_id"]), (&json!(second), &json!(second)));
+    if let Some(document) = document() {
+        check_schema(&validator(&document, "OpenAIFile"), &made);
+        check_schema(&validator(&document, "ListFilesResponse"), &list);
+    }
+    // A stranger finds nothing, and learns nothing of what there is.
+    let stranger = house.stranger().await;
+    for path in [
+        format!("/v1/files/{id}"),
+        format!("/v1/files/{id}/content"),
+        format!("/v1/files?after={id}"),
+    ] {
+        let reply = house.get_with(&stranger, &path).await;
+        let nobody = house.get_with(&stranger, &path.replace(id, "file-0")).await;
+        assert_eq!((reply.status, reply.body.replace(id, "file-0")), (404, nobody.body), "{path}");
+    }
+    assert_eq!(house.get_with(&stranger, "/v1/files").await.json()["data"], json!([]));
+    let reply = house.ask(&stranger, "DELETE", &format!("/v1/files/{id}"), &Value::Null).await;
+    assert_eq!(reply.status, 404);
+    let gone = house.delete(&format!("/v1/files/{id}")).await.json();
+    assert_eq!(gone, json!({"id": id, "object": "file", "deleted": true}));
+    for path in [format!("/v1/files/{id}"), format!("/v1/files/{id}/content")] {
+        assert_eq!(house.get(&path).await.status, 404);
+    }
+}
+
+#[tokio::test]
+async fn forms_are_checked() {
+    let house = start_with(
+        |config| {
+            let storage = config.storage.as_mut().unwrap();
+            storage.max_file_bytes = 100;
+            storage.max_project_bytes = 150;
+        },
+        |_| Ok(says("x")),
+    )
+    .await;
+    let file = ("file", Some("f"), "text");
+    let purpose = ("purpose", None, "batch");
+    let long = "x".repeat(101);
+    let full = "x".repeat(100);
+    let check = async |fields: &[(&str, Option<&str>, &str)], status: u16, message: &str| {
+        let reply = house.send_form(fields).await;
+        let told = reply.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+        assert_eq!((reply.status, told.as_str()), (status, message), "{fields:?}");
+    };
+    check(&[file], 400, "`purpose` is missing.").await;
+    check(&[purpose], 400, "`file` is missing.").await;
+    check(&[purpose, ("file", Some("f"), "")], 400, "`file` is empty.").await;
+    let purposes = "`purpose` must be one of assistants, batch, evals, fine-tune, user_data, vision, file-extract, not `x`.";
+    check(&[("purpose", None, "x"), file], 400, purposes).await;
+    check(&[purpose, file, ("color", None, "red")], 400, "Unknown or repeated parameter: `color`.")
+        .await;
+    check(&[purpose, file, file], 400, "Unknown or repeated parameter: `file`.").await;
+    check(&[purpose, ("file", Some("f"), &long)], 413, "`file`: a file has at most 100 bytes.")
+        .await;
+    check(&[purpose, ("file", Some("f"), &full)], 200, "").await;
+    let quota = "The project's files have 100 bytes and this one 100; the limit is 150.";
+    check(&[purpose, ("file", Some("f"), &full)], 400, quota).await;
+    let lifetime = "`expires_after` has an `anchor`, which is `created_at`, and `seconds`.";
+    check(&[purpose, file, ("expires_after[seconds]", None, "3600")], 400, lifetime).await;
+    // Cut in the middle, or no form at all.
+    let request = house.request("POST", "/v1/files", &form(&[purpose, file]));
+    assert_eq!(house.send(&request).await.status, 415);
+    let kind = format!("multipart/form-data; boundary={BOUNDARY}");
+    let cut = request
+        .replacen("application/json", &kind, 1)
+        .replace(&format!("--{BOUNDARY}--"), &format!("--{BOUNDARY}xx"));
+    assert_eq!(house.send(&cut).await.status, 400);
+    for query in ["limit=0", "limit=x", "limit=10001", "order=up", "what=1", "limit=1&limit=2"] {
+        assert_eq!(house.get(&format!("/v1/files?{query}")).await.status, 400, "{query}");
+    }
+    let stored = house.get("/v1/files").await.json();
+    assert_eq!(stored["data"].as_array().unwrap().len(), 1, "refused files are not kept");
+}
+
+/// A server without a folder says so.
+#[tokio::test]
+async fn without_a_folder_there_are_no_files() {
+    let house = start_with(|config| config.storage = None, |_| Ok(says("x"))).await;
+    for path in ["/v1/files", "/v1/files/x", "/v1/batches"] {
+        let reply = house.get(path).await;
+        assert_eq!((reply.status, &reply.json()["error"]["code"]), (404, &json!("files_disabled")));
+    }
+}
