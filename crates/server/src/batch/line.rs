@@ -23,6 +23,8 @@ use crate::storage::LineResult;
 /// Longer answers are refused where they are made.
 const MAX_ANSWER_BYTES: usize = 8 << 20;
 
+pub(crate) const SERVER_ERROR: &str = "The server had an error while processing the request.";
+
 /// Marks a request as a line of a batch: an extension that no client can set.
 #[derive(Clone, Debug)]
 pub(crate) struct BatchLine {
@@ -142,11 +144,10 @@ pub(crate) async fn attempt(
     let status = response.status();
     let is_ours = status.is_server_error();
     let Some(body) = read(response).await else {
-        let message = "The server had an error while processing the request.";
         return if is_stopped {
             Attempt::Stopped
         } else {
-            Attempt::Failed(unanswered(number, custom_id, "server_error", message))
+            Attempt::Failed(unanswered(number, custom_id, "server_error", SERVER_ERROR))
         };
     };
     let result = result(number, custom_id, status, &request_id, &body);

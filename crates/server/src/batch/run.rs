@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::input::{Input, InputLimits};
-use super::line::{Attempt, BatchLine, attempt, unanswered};
+use super::line::{Attempt, BatchLine, SERVER_ERROR, attempt, unanswered};
 use super::pace::Pace;
 use super::usage::UsageSum;
 use crate::app::{App, Phase, line_router};
@@ -33,6 +34,9 @@ const MAX_RETRY: Duration = Duration::from_secs(60);
 const MAX_FAULTS: u32 = 3;
 /// The ledger keeps answers of lines for so long beyond the batch, s: after a crash they are found there.
 const KEEP_BEYOND_S: u64 = 86_400;
+/// Batches that are being run at once: their inputs are open, and the places of their lines in memory.
+const MAX_ACTIVE: usize = 256;
+const MAX_ACTIVE_OF_PROJECT: usize = 4;
 /// After the disk failed.
 const DISK_PAUSE: Duration = Duration::from_secs(1);
 
@@ -147,12 +151,23 @@ impl Runner {
         }
         let storage = Arc::clone(&self.storage);
         for record in on_disk(move || storage.batches_to_do()).await? {
-            match self.active.get_mut(&record.id) {
-                Some(active) => active.record.document.status = record.document.status,
-                None => self.open(record).await?,
+            if let Some(active) = self.active.get_mut(&record.id) {
+                active.record.document.status = record.document.status;
+            } else if must_end(&record) || self.has_room_for(&record.project) {
+                let id = record.id.clone();
+                // What is wrong with one is no reason to keep the others waiting.
+                if let Err(error) = self.open(record).await {
+                    tracing::warn!(batch = %id, %error, "a batch cannot be begun");
+                }
             }
         }
         Ok(())
+    }
+
+    /// Of each project a few at once: the others wait for these, and no other project for them.
+    fn has_room_for(&self, project: &str) -> bool {
+        let of_project = self.active.values().filter(|active| active.record.project == project);
+        self.active.len() < MAX_ACTIVE && of_project.count() < MAX_ACTIVE_OF_PROJECT
     }
 
     /// Checks a batch's input and makes it active, or fails it.
@@ -169,7 +184,12 @@ impl Runner {
             let checked = Input::check(reading, &endpoint, limits).map_err(read_error)?;
             Ok((file, checked, storage.finished_lines(&of.id)?))
         });
-        let (file, checked, finished) = opened.await?;
+        let (file, checked, finished) = match opened.await {
+            Err(StorageError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                return self.input_lost(record).await;
+            }
+            opened => opened?,
+        };
         let checked = checked.and_then(|input| match self.app.serves(&input.model) {
             true => Ok(input),
             false => Err(vec![BatchError {
@@ -218,6 +238,22 @@ impl Runner {
         };
         self.active.insert(record.id, active);
         Ok(())
+    }
+
+    /// Fails a batch that cannot go on; what was answered, and billed, is handed out.
+    async fn input_lost(&self, record: BatchRecord) -> Result<(), StorageError> {
+        let error = BatchError {
+            code: "input_file_lost".to_owned(),
+            message: "The content of the input file is gone.".to_owned(),
+            param: Some("input_file_id".to_owned()),
+            line: None,
+        };
+        let storage = Arc::clone(&self.storage);
+        let end = move || {
+            let results = storage.write_results(&record.id, |_| {})?;
+            storage.end_batch(&record, results, |document| fail(document, vec![error]))
+        };
+        on_disk(end).await.map(|_| ())
     }
 
     async fn change(
@@ -387,6 +423,12 @@ fn over(document: &mut BatchDocument, is_cancelled: bool, was_left: bool) {
     }
 }
 
+/// It takes no room: it is over in the turn that follows.
+fn must_end(record: &BatchRecord) -> bool {
+    let document = &record.document;
+    document.status == BatchStatus::Cancelling || document.expires_at <= now_unix()
+}
+
 /// The key that made the batch, if it still may.
 fn caller(app: &App, record: &BatchRecord) -> Result<Caller, (&'static str, &'static str)> {
     let principal = match &app.access {
@@ -452,7 +494,15 @@ fn begin_line(
             (Ok(read), Err((code, message))) => {
                 Attempt::Done(unanswered(number, &read.custom_id, code, message))
             }
-            (Ok(read), Ok(caller)) => attempt(&routes, caller, &endpoint, read, line).await,
+            (Ok(read), Ok(caller)) => {
+                let custom_id = read.custom_id.clone();
+                // In a task of its own: what breaks there is a fault of this line, and the batch goes on.
+                let run = async move { attempt(&routes, caller, &endpoint, read, line).await };
+                tokio::spawn(run).await.unwrap_or_else(|error| {
+                    tracing::error!(batch = %id, line = number, %error, "a line of a batch broke");
+                    Attempt::Failed(unanswered(number, &custom_id, "server_error", SERVER_ERROR))
+                })
+            }
         };
         (id, waiting, attempted)
     });

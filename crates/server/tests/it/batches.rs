@@ -135,6 +135,37 @@ async fn a_wrong_input_fails_as_a_whole() {
     assert_eq!(house.post("/v1/batches", body).await.status, 404);
 }
 
+/// One whose input was lost comes first, and more than run at once follow it.
+#[tokio::test]
+async fn batches_do_not_wait_for_a_broken_one() {
+    let slow = |_: &_| Ok(Script { token_delay: Duration::from_millis(20), ..says("Hi") });
+    let mut house = start_with(|_| {}, slow).await;
+    let ids = [house.batch(&lines(0..200)).await, house.batch(&lines(0..2)).await];
+    house.batch_until(&ids[0], |batch| batch["request_counts"]["completed"] != 0).await;
+    house.stop();
+    let folder = house.gone().await;
+    let files = folder.path().join("files");
+    let index = rusqlite::Connection::open(files.join("index.sqlite")).unwrap();
+    let sql = "SELECT input_file FROM batches WHERE id = ?1";
+    let lost: String = index.query_row(sql, [&ids[0]], |row| row.get(0)).unwrap();
+    drop(index);
+    std::fs::remove_file(files.join("content").join(lost)).unwrap();
+    let house = start_in(folder, |_| {}, |_| Ok(says("Hi"))).await;
+    let batch = house.batch_over(&ids[0]).await;
+    assert_eq!(batch["errors"]["data"][0]["code"], "input_file_lost", "{batch:#}");
+    // What was answered is billed, so it is handed out.
+    let output = house.results(&batch, "output_file_id").await;
+    assert!(!output.is_empty());
+    assert_eq!(batch["request_counts"]["completed"], output.len());
+    let mut more = vec![ids[1].clone()];
+    for _ in 0..6 {
+        more.push(house.batch(&lines(0..2)).await);
+    }
+    for id in more {
+        assert_eq!(house.batch_over(&id).await["status"], "completed");
+    }
+}
+
 /// Stopped in the middle, with results that were billed and not written yet, as a kill leaves it behind.
 #[tokio::test]
 async fn over_restarts_each_line_is_answered_and_billed_once() {
