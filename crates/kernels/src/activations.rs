@@ -8,6 +8,7 @@
 //! multiple for each level is at hand, is one integer addition of exponents ([`join_scales`]) beside the multipliers instead
 //! of one more multiplication in them: they are what limits products of many rows. It costs a quarter of a bit on average.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,16 +22,16 @@ const PARALLEL_ELEMENTS: usize = 1 << 15;
 /// The smallest scale of activations, 2⁻⁶⁰, and what stands for a weight's scale of zero: joined they are still normal.
 pub(crate) const SMALLEST_SCALE: f32 = f32::from_bits((127 - 60) << 23);
 /// The largest, 2¹⁰⁰: joined with the largest scale of a weight it does not overflow. What needs more is not finite.
-const LARGEST_SCALE: f32 = f32::from_bits((127 + 100) << 23);
+pub(crate) const LARGEST_SCALE: f32 = f32::from_bits((127 + 100) << 23);
 /// What a block's power of two is multiplied with: steps of half an octave.
 pub(crate) const LEVELS: [f32; 2] = [1.0, std::f32::consts::SQRT_2];
 /// The largest magnitude, in units of the power of two above it, that the level below holds: 127 / √2, less a little for
 /// the rounding of the two products on the way.
-const LOWER_LEVEL: f32 = 89.8;
+pub(crate) const LOWER_LEVEL: f32 = 89.8;
 /// The bits of 1.0.
-const ONE_BITS: u32 = 0x3f80_0000;
+pub(crate) const ONE_BITS: u32 = 0x3f80_0000;
 /// 2⁶ in the exponent's place.
-const SIX_EXPONENTS: u32 = 6 << 23;
+pub(crate) const SIX_EXPONENTS: u32 = 6 << 23;
 
 /// A form of the activations that [`crate::matmul()`] may want.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -188,6 +189,35 @@ impl Activations {
         }
     }
 
+    /// Makes room for `rows × cols` of one kind, which [`Self::parts`] then fills; what was in the buffer is gone.
+    pub(crate) fn reserve(&mut self, rows: usize, cols: usize, kind: ActivationKind) {
+        (self.rows, self.cols) = (rows, cols);
+        self.has_float = kind == ActivationKind::Float;
+        self.has_int8 = kind == ActivationKind::Int8;
+        self.has_broken = false;
+        match kind {
+            ActivationKind::Float => self.float.resize(rows * cols, 0.0),
+            ActivationKind::Int8 => self.int8.resize(rows * cols.div_ceil(BLOCK), ZERO_BLOCK),
+        }
+    }
+
+    /// What threads fill, block of columns by block of columns.
+    pub(crate) fn parts(&mut self) -> Parts<'_> {
+        Parts {
+            rows: self.rows,
+            cols: self.cols,
+            float: self.has_float.then(|| SharedSlice::new(&mut self.float)),
+            int8: self.has_int8.then(|| SharedSlice::new(&mut self.int8)),
+            has_broken: AtomicBool::new(false),
+            owner: PhantomData,
+        }
+    }
+
+    /// Takes over what [`Parts::has_broken`] said at the end.
+    pub(crate) fn set_broken(&mut self, has_broken: bool) {
+        self.has_broken = has_broken;
+    }
+
     /// (column, row of the group) of group `index`; `None` if not prepared.
     pub(crate) fn float_group(&self, index: usize) -> Option<&[f32]> {
         let rows = group(self.rows, index);
@@ -219,6 +249,53 @@ impl Activations {
             ActivationKind::Float => self.has_float,
             ActivationKind::Int8 => self.has_int8,
         }
+    }
+}
+
+/// Activations being filled by several threads.
+pub(crate) struct Parts<'a> {
+    rows: usize,
+    cols: usize,
+    float: Option<SharedSlice<f32>>,
+    int8: Option<SharedSlice<ActivationBlock>>,
+    has_broken: AtomicBool,
+    owner: PhantomData<&'a mut Activations>,
+}
+
+impl Parts<'_> {
+    /// Fills the columns of block `block` for all rows of group `index` from `x`: (rows of the group, [`BLOCK`]); columns
+    /// beyond the last are zero there.
+    ///
+    /// # Safety
+    /// Nobody else fills the same block of the same group.
+    pub(crate) unsafe fn fill(&self, isa: Isa, index: usize, block: usize, x: &[[f32; BLOCK]]) {
+        let rows = group(self.rows, index);
+        let count = rows.len();
+        if let Some(int8) = &self.int8 {
+            let start = rows.start * self.cols.div_ceil(BLOCK) + block * count;
+            // SAFETY: the blocks of this group and column stand side by side; the contract keeps others away.
+            let values = unsafe { int8.part(start..start + count) };
+            if !quantise_blocks(isa, x, values, 1) {
+                self.has_broken.store(true, Ordering::Relaxed);
+            }
+        }
+        if let Some(float) = &self.float {
+            let columns = block * BLOCK..self.cols.min((block + 1) * BLOCK);
+            let base = rows.start * self.cols;
+            // SAFETY: as above, for the columns.
+            let values =
+                unsafe { float.part(base + columns.start * count..base + columns.end * count) };
+            for (column, values) in values.chunks_exact_mut(count).enumerate() {
+                for (value, x) in values.iter_mut().zip(x) {
+                    *value = x[column];
+                }
+            }
+        }
+    }
+
+    /// Whether some row turned out to be no number.
+    pub(crate) fn has_broken(self) -> bool {
+        self.has_broken.into_inner()
     }
 }
 
@@ -317,8 +394,11 @@ fn quantise_blocks(
 ) -> bool {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: both levels include AVX2, and `Isa` is above `Scalar` only where the processor has it.
-        Isa::Avx2 | Isa::Avx512 => unsafe { crate::avx2::quantise_blocks(x, values, stride) },
+        // SAFETY: `Isa` names a level only where the processor has it.
+        Isa::Avx2 => unsafe { crate::avx2::quantise_blocks(x, values, stride) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512 => unsafe { crate::quantise_avx512::blocks(x, values, stride) },
         _ => {
             let mut is_sound = true;
             for (x, value) in x.iter().zip(values.iter_mut().step_by(stride)) {
@@ -438,6 +518,40 @@ mod tests {
         }
         check(&[0.0; BLOCK]);
         check(&[-5.0; BLOCK]);
+    }
+
+    /// Whatever stands beside a block, and however many there are.
+    #[test]
+    fn blocks_do_not_touch_each_other() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+            for (count, stride, seed) in
+                (1..14).flat_map(|count| [(count, 1, 7), (count, 3, 8), (count, 6, 9)])
+            {
+                let noise = synthetic::activations(BLOCK * count, seed);
+                let mut x: Vec<[f32; BLOCK]> = noise.as_chunks().0.to_vec();
+                for (i, x) in x.iter_mut().enumerate() {
+                    // Blocks of every size, among them zero; sometimes one that is no number.
+                    let size = [1.0, 1e-3, 0.0, 1e4, 0.7, 1e-33, 1e20][(i + stride) % 7];
+                    x.iter_mut().for_each(|x| *x *= size);
+                }
+                if count % 5 == 4 {
+                    x[count / 2][3] = f32::NAN;
+                }
+                let mark = ActivationBlock { level: 77, ..ZERO_BLOCK };
+                let mut got = vec![mark; (count - 1) * stride + 1];
+                let is_sound = quantise_blocks(isa, &x, &mut got, stride);
+                assert_eq!(is_sound, count % 5 != 4, "{isa:?} {count} every {stride}");
+                for (i, block) in got.iter().enumerate() {
+                    let want =
+                        if i % stride == 0 { quantise_block_scalar(&x[i / stride]) } else { mark };
+                    assert_eq!(
+                        format!("{block:?}"),
+                        format!("{want:?}"),
+                        "{isa:?} block {i} of {count}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

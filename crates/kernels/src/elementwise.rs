@@ -83,11 +83,14 @@ fn add_body<const FUSED: bool>(x: &mut [f32], y: &[f32]) {
 }
 
 /// The same bits for an element wherever it lies in a span: whole vectors even at the end.
-fn silu_mul_span(isa: Isa, gate: &mut [f32], up: &[f32]) {
+pub(crate) fn silu_mul_span(isa: Isa, gate: &mut [f32], up: &[f32]) {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: these levels exist only where AVX2 and FMA do.
-        Isa::Avx2 | Isa::Avx512 => unsafe { silu_mul_avx2(gate, up) },
+        // SAFETY: the level exists only where AVX2 and FMA do.
+        Isa::Avx2 => unsafe { silu_mul_avx2(gate, up) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level exists only where AVX-512 F does.
+        Isa::Avx512 => unsafe { silu_mul_avx512(gate, up) },
         _ => {
             for (g, &u) in gate.iter_mut().zip(up) {
                 *g = *g / (1.0 + (-*g).exp()) * u;
@@ -121,6 +124,26 @@ fn silu_mul_avx2(gate: &mut [f32], up: &[f32]) {
     u[..up_rest.len()].copy_from_slice(up_rest);
     silu_mul(&mut g, &u);
     gate_rest.copy_from_slice(&g[..gate_rest.len()]);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn silu_mul_avx512(gate: &mut [f32], up: &[f32]) {
+    use std::arch::x86_64::*;
+    let one = _mm512_set1_ps(1.0);
+    let len = gate.len().min(up.len());
+    for start in (0..len).step_by(16) {
+        let lanes = u16::MAX >> (16 - (len - start).min(16));
+        // SAFETY: the lanes inside of both slices.
+        unsafe {
+            let at = gate.as_mut_ptr().add(start);
+            let x = _mm512_maskz_loadu_ps(lanes, at);
+            let exp = crate::vexp::avx512::exp(_mm512_sub_ps(_mm512_setzero_ps(), x));
+            let silu = _mm512_div_ps(x, _mm512_add_ps(one, exp));
+            let up = _mm512_maskz_loadu_ps(lanes, up.as_ptr().add(start));
+            _mm512_mask_storeu_ps(at, lanes, _mm512_mul_ps(silu, up));
+        }
+    }
 }
 
 fn zip_spans(pool: &Pool, x: &mut [f32], y: &[f32], job: &(dyn Fn(&mut [f32], &[f32]) + Sync)) {

@@ -19,12 +19,15 @@ mod avx2;
 mod avx512;
 pub mod bench;
 mod dequant;
+mod gated;
 mod layout;
 mod matmul;
 mod matrix;
 mod native;
 #[cfg(target_arch = "x86_64")]
 mod peak;
+#[cfg(target_arch = "x86_64")]
+mod quantise_avx512;
 mod quantised;
 mod scalar;
 pub mod synthetic;
@@ -43,6 +46,7 @@ pub use activations::{ActivationKind, Activations};
 pub use dequant::dequantize_row;
 pub use error::KernelError;
 pub use format::Format;
+pub use gated::{GatedScratch, matmul_gated};
 pub use matmul::{matmul, matmul_each};
 pub use matrix::PackedMatrix;
 

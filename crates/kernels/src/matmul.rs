@@ -26,21 +26,29 @@ const MAX_CHUNK_STRIPS: usize = 64;
 pub(crate) struct Output {
     slice: SharedSlice<f32>,
     row_len: usize,
+    /// The weight row of the first column.
+    first_row: usize,
 }
 
 impl Output {
+    /// `slice`: (activation rows, `row_len`), for the weight rows from `first_row` on.
+    pub(crate) fn new(slice: &mut [f32], row_len: usize, first_row: usize) -> Self {
+        Self { slice: SharedSlice::new(slice), row_len, first_row }
+    }
+
     /// Element (activation row, weight row) as a pointer.
     ///
     /// # Safety
     /// Both must be inside the matrix; the caller writes only weight rows of strips that it owns.
     #[inline(always)]
     pub(crate) unsafe fn at(&self, activation_row: usize, weight_row: usize) -> *mut f32 {
+        let column = weight_row - self.first_row;
         // SAFETY: inside the slice by the caller's promise.
-        unsafe { self.slice.as_ptr().add(activation_row * self.row_len + weight_row) }
+        unsafe { self.slice.as_ptr().add(activation_row * self.row_len + column) }
     }
 }
 
-type Strips = fn(&PackedMatrix, &Activations, &Output, Range<usize>);
+pub(crate) type Strips = fn(&PackedMatrix, &Activations, &Output, Range<usize>);
 
 /// out: (a.rows, w.rows) row-major = activations (a.rows, w.cols) × weightsᵀ.
 ///
@@ -71,7 +79,7 @@ pub fn matmul_each<const N: usize>(
         } else {
             chunks += w.strips().div_ceil(size);
         }
-        let output = Output { slice: SharedSlice::new(out), row_len: w.rows() };
+        let output = Output::new(out, w.rows(), 0);
         (w, output, strips_of(w.isa()), first..chunks)
     });
     pool.for_each(chunks, 1, &|range| {
@@ -91,6 +99,17 @@ pub fn matmul_each<const N: usize>(
 }
 
 fn check_sizes(w: &PackedMatrix, a: &Activations, out: &[f32]) {
+    check_activations(w, a);
+    assert!(
+        out.len() == a.rows() * w.rows(),
+        "{} outputs for {} × {}",
+        out.len(),
+        a.rows(),
+        w.rows()
+    );
+}
+
+pub(crate) fn check_activations(w: &PackedMatrix, a: &Activations) {
     assert!(
         a.has(w.activation_kind()),
         "activations are not prepared as {:?}",
@@ -102,16 +121,9 @@ fn check_sizes(w: &PackedMatrix, a: &Activations, out: &[f32]) {
         a.cols(),
         w.cols()
     );
-    assert!(
-        out.len() == a.rows() * w.rows(),
-        "{} outputs for {} × {}",
-        out.len(),
-        a.rows(),
-        w.rows()
-    );
 }
 
-fn strips_of(isa: Isa) -> Strips {
+pub(crate) fn strips_of(isa: Isa) -> Strips {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => crate::avx512::strips,

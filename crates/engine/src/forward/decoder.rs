@@ -4,8 +4,8 @@
 //! Invariant: each row of each buffer depends only on its own token's sequence, so that a batch equals its parts.
 
 use mintage_kernels::{
-    Activations, AttentionSequence, KvCache, KvFormat, PAGE_TOKENS, Pool, add_assign, add_bias,
-    attention, matmul, matmul_each, rms_norm, rope_halves, rope_pairs, silu_mul,
+    Activations, AttentionSequence, GatedScratch, KvCache, KvFormat, PAGE_TOKENS, Pool, add_assign,
+    add_bias, attention, matmul, matmul_each, matmul_gated, rms_norm, rope_halves, rope_pairs,
 };
 use mintage_model::{DecoderConfig, DecoderWeights, ModelFile, RopeLayout, RopeScaling};
 
@@ -68,10 +68,9 @@ struct Buffers {
     v: Vec<f32>,
     /// (rows, heads × head_dim): heads before their norm, then attention's result
     heads: Vec<f32>,
-    /// (rows, intermediate)
-    gate: Vec<f32>,
-    /// (rows, intermediate)
-    up: Vec<f32>,
+    /// (rows, intermediate): the gated half of the feed-forward layer
+    gated: Activations,
+    scratch: GatedScratch,
     /// (rows, head_dim / 2)
     cos: Vec<f32>,
     /// (rows, head_dim / 2)
@@ -89,8 +88,6 @@ impl Buffers {
             (&mut self.k, kv_size),
             (&mut self.v, kv_size),
             (&mut self.heads, q_size),
-            (&mut self.gate, config.intermediate_size),
-            (&mut self.up, config.intermediate_size),
             (&mut self.cos, config.head_dim / 2),
             (&mut self.sin, config.head_dim / 2),
         ];
@@ -296,18 +293,15 @@ impl Decoder {
     fn feed_forward(&mut self, layer_index: usize, rows: usize) {
         let Self { config, pool, weights, buffers: b, .. } = self;
         let layer: &PackedLayer = &weights.layers[layer_index];
-        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let hidden = config.hidden_size;
         let x = &mut b.x[..rows * hidden];
         let normed = &mut b.hidden[..rows * hidden];
         rms_norm(pool, x, &layer.ffn_norm, config.rms_norm_eps, normed);
         b.activations.prepare(pool, normed, rows, hidden, &layer.gate_up_kinds);
-        let gate = &mut b.gate[..rows * intermediate];
-        let up = &mut b.up[..rows * intermediate];
-        matmul_each(pool, &b.activations, [(&layer.gate, &mut *gate), (&layer.up, &mut *up)]);
-        silu_mul(pool, gate, up);
-        b.activations.prepare(pool, gate, rows, intermediate, &[layer.down.activation_kind()]);
+        let (matrices, kind) = ([&layer.gate, &layer.up], layer.down.activation_kind());
+        matmul_gated(pool, &b.activations, matrices, kind, &mut b.scratch, &mut b.gated);
         let projected = &mut b.hidden[..rows * hidden];
-        matmul(pool, &layer.down, &b.activations, projected);
+        matmul(pool, &layer.down, &b.gated, projected);
         add_assign(pool, x, projected);
     }
 
