@@ -22,8 +22,10 @@ const DIRECT_ROWS: usize = 10;
 /// How far ahead of use packed weights are fetched, in bytes: into the second-level cache, which keeps more reads of memory
 /// in flight than the first.
 const PREFETCH: usize = 16384;
-/// Blocks of 32 columns in one panel; two strips of it stay in 32 KiB.
+/// Blocks of 32 columns in one panel at most; two strips of it, and the activations that pass by, stay in 32 KiB.
 const PANEL_BLOCKS: usize = 16;
+/// The same for formats whose blocks have more than a scale a row.
+const LARGE_PANEL_BLOCKS: usize = 12;
 /// Strips that share the activation loads of a tile.
 const TILE_STRIPS: usize = 2;
 
@@ -201,9 +203,10 @@ unsafe fn panel_strips<Q: Quantised, const S: usize>(
         *mask = lane_mask(w.rows() - first_row - s * STRIP_ROWS);
     }
     let blocks = w.cols() / BLOCK;
+    let most = if Q::HAS_MIN || Q::HALVED { LARGE_PANEL_BLOCKS } else { PANEL_BLOCKS };
     let mut start = 0;
     while start < blocks {
-        let count = PANEL_BLOCKS.min(blocks - start);
+        let count = most.min(blocks - start);
         for (s, panel) in panel.iter_mut().enumerate().take(S) {
             let strip = w.strip(first + s);
             for (index, unpacked) in panel.iter_mut().enumerate().take(count) {

@@ -11,14 +11,12 @@ use std::sync::{Mutex, PoisonError};
 use crate::activations::{self, Parts};
 use crate::elementwise::silu_mul_span;
 use crate::layout::STRIP_ROWS;
-use crate::matmul::{Output, Strips, check_activations, strips_of};
+use crate::matmul::{Output, Strips, check_activations, chunk_strips, strips_of};
 use crate::native::BLOCK;
 use crate::{ActivationKind, Activations, Isa, PackedMatrix, Pool};
 
 /// Strips that make a block of the result.
 const BLOCK_STRIPS: usize = BLOCK / STRIP_ROWS;
-/// Chunks that a thread's share is cut into.
-const CHUNKS_PER_THREAD: usize = 8;
 
 /// The threads' room for one block of both products; reused.
 #[derive(Debug, Default)]
@@ -60,7 +58,8 @@ pub fn matmul_gated(
         isa: Isa::best(),
     };
     let blocks = gate.rows().div_ceil(BLOCK);
-    let size = (blocks / (CHUNKS_PER_THREAD * pool.threads())).max(1);
+    let strips = gate.strips() + up.strips();
+    let size = chunk_strips(strips, pool.threads(), a.rows() * a.cols()).div_ceil(2 * BLOCK_STRIPS);
     scratch.threads.resize_with(pool.threads().max(scratch.threads.len()), Mutex::default);
     let next = AtomicUsize::new(0);
     pool.run(&|thread| {

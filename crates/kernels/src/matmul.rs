@@ -15,12 +15,15 @@
 use std::ops::Range;
 
 use crate::activations::SharedSlice;
+use crate::layout::STRIP_ROWS;
 use crate::{Activations, Isa, PackedMatrix, Pool, scalar};
 
 /// Chunks that a thread's share is cut into: small enough to balance, large enough to stream.
 const CHUNKS_PER_THREAD: usize = 8;
 /// Strips of the largest chunk.
 const MAX_CHUNK_STRIPS: usize = 64;
+/// Multiply-adds that make a chunk long enough, some tens of microseconds: with many rows smaller chunks balance better.
+const CHUNK_WORK: usize = 1 << 22;
 
 /// Where results go: (activation rows, weight rows) row-major. Strips write disjoint columns.
 pub(crate) struct Output {
@@ -68,7 +71,8 @@ pub fn matmul_each<const N: usize>(
     products: [(&PackedMatrix, &mut [f32]); N],
 ) {
     let all_strips = products.iter().map(|(w, _)| w.strips()).sum();
-    let size = chunk_strips(all_strips, pool.threads());
+    let cols = products.first().map_or(0, |(w, _)| w.cols());
+    let size = chunk_strips(all_strips, pool.threads(), a.rows() * cols);
     let mut chunks = 0;
     let broken = a.broken_rows();
     let parts = products.map(|(w, out)| {
@@ -133,9 +137,11 @@ pub(crate) fn strips_of(isa: Isa) -> Strips {
     }
 }
 
-/// Strips that a thread takes at a time; even, because tiles take two.
-fn chunk_strips(strips: usize, threads: usize) -> usize {
-    (strips / (CHUNKS_PER_THREAD * threads)).next_multiple_of(2).clamp(2, MAX_CHUNK_STRIPS)
+/// Strips that a thread takes at a time, of which one is 16 × `row_work` multiply-adds; even, because tiles take two.
+pub(crate) fn chunk_strips(strips: usize, threads: usize, row_work: usize) -> usize {
+    let enough = CHUNK_WORK / (STRIP_ROWS * row_work).max(1);
+    let share = strips / (CHUNKS_PER_THREAD * threads);
+    share.min(enough).next_multiple_of(2).clamp(2, MAX_CHUNK_STRIPS)
 }
 
 #[cfg(test)]
