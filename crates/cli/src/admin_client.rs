@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use mintage_ledger::LedgerError;
 use mintage_server::{Books, Office};
 use serde_json::Value;
 
@@ -14,15 +13,15 @@ use crate::config::Settings;
 use crate::{kept_ledger, keys_folder, output};
 
 /// The environment variable with the key that administers a server.
-const KEY_VARIABLE: &str = "MINTAGE_ADMIN_KEY";
+pub(crate) const KEY_VARIABLE: &str = "MINTAGE_ADMIN_KEY";
 /// Bytes of the longest answer.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// Pages of the longest list that a command reads.
 const MAX_PAGES: usize = 1000;
 
-/// Where to administer, and how to show it.
-#[derive(Debug, Args)]
-pub(crate) struct AdminArgs {
+/// Which server to ask.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ServerArgs {
     /// Administer the server at this address, with the key in MINTAGE_ADMIN_KEY [default: the data folder itself]
     #[arg(
         long,
@@ -32,6 +31,13 @@ pub(crate) struct AdminArgs {
         help_heading = "Administration"
     )]
     server: Option<String>,
+}
+
+/// Where to administer, and how to show it.
+#[derive(Debug, Args)]
+pub(crate) struct AdminArgs {
+    #[command(flatten)]
+    server: ServerArgs,
     /// Write answers as JSON
     #[arg(long, global = true, help_heading = "Administration")]
     json: bool,
@@ -60,11 +66,17 @@ pub(crate) struct AdminClient {
 
 impl AdminClient {
     pub(crate) fn open(settings: &Settings, args: &AdminArgs, needs: Needs) -> Result<Self> {
-        let desk = match &args.server {
+        let desk = match &args.server.server {
             Some(url) => server(url)?,
             None => Desk::Folder(Box::new(folder(settings, needs)?)),
         };
         Ok(Self { desk, json: args.json })
+    }
+
+    /// The server that is named; `None` where none is.
+    pub(crate) fn of_server(args: &ServerArgs) -> Result<Option<Self>> {
+        let Some(url) = &args.server else { return Ok(None) };
+        Ok(Some(Self { desk: server(url)?, json: false }))
     }
 
     pub(crate) fn get(&self, path: &str) -> Result<Value> {
@@ -72,6 +84,11 @@ impl AdminClient {
     }
 
     pub(crate) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        Ok(serde_json::from_str(&self.text(method, path, body)?).unwrap_or_default())
+    }
+
+    /// An answer as it is: a page, a table.
+    pub(crate) fn text(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String> {
         let body = body.map(Value::to_string).unwrap_or_default();
         let (status, text) = match &self.desk {
             Desk::Folder(office) => {
@@ -82,10 +99,10 @@ impl AdminClient {
                 runtime.block_on(asked(http, method, &format!("{base}{path}"), key, body))?
             }
         };
-        let value: Value = serde_json::from_str(&text).unwrap_or_default();
         if (200..300).contains(&status) {
-            return Ok(value);
+            return Ok(text);
         }
+        let value: Value = serde_json::from_str(&text).unwrap_or_default();
         match value["error"]["message"].as_str() {
             Some(message) => bail!("{}", message.trim_end_matches('.')),
             None => bail!("the server answered with status {status}"),
@@ -173,17 +190,8 @@ fn folder(settings: &Settings, needs: Needs) -> Result<Office> {
     if needs == Needs::Directory {
         return Ok(Office::new(directory, None));
     }
-    let in_use = |error: &anyhow::Error| {
-        matches!(error.downcast_ref::<LedgerError>(), Some(LedgerError::InUse(_)))
-    };
-    let (ledger, prices) = match kept_ledger::open(settings) {
-        Err(error) if in_use(&error) => bail!(
-            "a running server has the ledger in {}: ask it with `--server http://127.0.0.1:8080` and a key of \
-             `mintage key create NAME --operator` in {KEY_VARIABLE}, or stop it first",
-            settings.data_dir.join("ledger").display()
-        ),
-        opened => opened?,
-    };
+    let opened = kept_ledger::open(settings).map_err(kept_ledger::in_use(settings));
+    let (ledger, prices) = opened?;
     let (ledger, prices) = (Arc::new(ledger), Arc::new(prices));
     let utc_offset_minutes = i16::try_from(settings.ledger.utc_offset_minutes)
         .context("`ledger.utc_offset_minutes` is at most a day")?;

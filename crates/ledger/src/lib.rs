@@ -30,9 +30,9 @@ pub use ledger::{
 };
 pub use money::{Amount, AmountError, Currency, CurrencyError, PICO_PER_UNIT};
 pub use postgres::{
-    Claimed, KeysOf, LEASE_TTL, Pool, PoolAccount, PostgresError, PostgresReader, PostgresStore,
-    PostgresUrl, Purse, ShareAnswer, SharedLimits, Spending, Tenure, export_shared, migrate_file,
-    verify_shared,
+    Claimed, KeysOf, LEASE_TTL, LineageOf, Notice, Pool, PoolAccount, PostgresError,
+    PostgresReader, PostgresStore, PostgresUrl, Purse, ShareAnswer, SharedLimits, Spending, Tenure,
+    backup_shared, export_shared, migrate_file, restore_shared, verify_shared,
 };
 pub use rating::{Ask, Quote, Rating, Unpriced};
 pub use retention::MIN_RETENTION_DAYS;

@@ -15,7 +15,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use mintage_ledger::{DirectoryStore, KeysOf, Ledger, LedgerError};
+use mintage_ledger::{DirectoryStore, KeysOf, Ledger, LedgerError, LineageOf};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -45,6 +45,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// How often keys are looked at for changes by another process.
 const KEY_RELOAD_INTERVAL: Duration = Duration::from_secs(1);
+/// When old usage records are looked for first after a start.
+const RETENTION_BEGINS: Duration = Duration::from_secs(5);
 /// How often old usage records are looked for.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(3600);
 /// The time of day may differ so much from the start's and the time since, ms.
@@ -147,15 +149,7 @@ impl Server {
         let bind_error = |source| ServerError::Bind { address: config.listen, source };
         let listener = listen(config.listen).map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
-        let directory = match &access {
-            Access::Keys(keys) => keys.snapshot(),
-            Access::Open => Arc::default(),
-        };
-        let lineage = |key: &Arc<str>| {
-            let known = directory.key(key).map(|key| key.lineage.as_str().into());
-            known.unwrap_or_else(|_| Arc::clone(key))
-        };
-        let till = Till::new(billing, lineage, keys_of(&access));
+        let till = Till::new(billing, lineage_of(&access), keys_of(&access));
         let storage = config.storage.map(Storage::open).transpose()?;
         let app = App::new(config.limits, access, models, gateway, till, config.webhooks, storage);
         let app = Arc::new(app);
@@ -213,8 +207,9 @@ impl Server {
 async fn forget_records(retention: Option<(Arc<Ledger>, u64)>) {
     let Some((ledger, days)) = retention else { return std::future::pending().await };
     let (start, start_ms) = (Instant::now(), unix_ms());
+    let mut pause = RETENTION_BEGINS;
     loop {
-        tokio::time::sleep(RETENTION_INTERVAL).await;
+        tokio::time::sleep(std::mem::replace(&mut pause, RETENTION_INTERVAL)).await;
         let now_ms = unix_ms();
         let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         if now_ms.abs_diff(start_ms.saturating_add(elapsed_ms)) > CLOCK_TRUST_MS {
@@ -305,6 +300,19 @@ async fn reloaded(keys: &Arc<DirectoryStore>) {
             Err(error) => tracing::warn!(%error, "API keys not reloaded"),
         }
     }
+}
+
+/// Under which id a key counts.
+fn lineage_of(access: &Access) -> Box<LineageOf> {
+    let keys = match access {
+        Access::Keys(keys) => Some(Arc::clone(keys)),
+        Access::Open => None,
+    };
+    Box::new(move |key| {
+        let directory = keys.as_ref().map(|keys| keys.snapshot());
+        let known = directory.as_ref().and_then(|directory| directory.key(key).ok());
+        known.map_or_else(|| Arc::clone(key), |key| key.lineage.as_str().into())
+    })
 }
 
 /// Which keys count under an id: a key and its rotations.

@@ -12,9 +12,9 @@ use mintage_ledger::limits::{
 };
 use mintage_ledger::price::KeptPrices;
 use mintage_ledger::{
-    Admission, AdmitError, Amount, Ask, Currency, Hold, KeptAnswer, KeysOf, Ledger, Message,
-    Outcome, Payer, Pending, Principal, Quote, Rating, Receipt, Refusal, RequestFacts, ShareAnswer,
-    SharedLimits, Together, TokenUsage, UsageFilter,
+    Admission, AdmitError, Amount, Ask, Currency, Hold, KeptAnswer, KeysOf, Ledger, LineageOf,
+    Message, Outcome, Payer, Pending, Principal, Quote, Rating, Receipt, Refusal, RequestFacts,
+    ShareAnswer, SharedLimits, Together, TokenUsage, UsageFilter,
 };
 
 use crate::admin::Books;
@@ -101,21 +101,22 @@ fn lock(limiter: &Mutex<Limiter>) -> MutexGuard<'_, Limiter> {
 
 impl Till {
     /// With `billing`, budgets go on where the records of this month stand.
-    /// `lineage` tells under which id a key's counters lie, `keys_of` which keys have theirs under an id.
+    /// `lineage_of` tells under which id a key's counters lie, `keys_of` which keys have theirs under an id.
     pub(crate) fn new(
         billing: Option<Billing>,
-        lineage: impl Fn(&Arc<str>) -> Arc<str>,
+        lineage_of: Box<LineageOf>,
         keys_of: Box<KeysOf>,
     ) -> Self {
         let calendar = billing.as_ref().map(|billing| billing.calendar).unwrap_or_default();
         let mut limiter = Limiter::new(calendar);
         if let Some(billing) = &billing {
-            remember(&mut limiter, billing, lineage);
+            remember(&mut limiter, billing, &lineage_of);
         }
         let limiter = Arc::new(Mutex::new(limiter));
         if let Some(billing) = &billing {
-            let limiter = Arc::clone(&limiter);
-            billing.ledger.share_limits(SharedLimits { limiter, keys_of });
+            let (limiter, notice) = (Arc::clone(&limiter), Box::new(message));
+            let limits = SharedLimits { limiter, calendar, keys_of, lineage_of, notice };
+            billing.ledger.share_limits(limits);
         }
         Self { billing, limiter, start: Instant::now() }
     }
@@ -298,7 +299,7 @@ fn sentence(text: &str) -> String {
 }
 
 /// Feeds this month's records into the budgets.
-fn remember(limiter: &mut Limiter, billing: &Billing, lineage: impl Fn(&Arc<str>) -> Arc<str>) {
+fn remember(limiter: &mut Limiter, billing: &Billing, lineage: &LineageOf) {
     let now_ms = unix_ms();
     let month = limits::Period::Month;
     let begin =

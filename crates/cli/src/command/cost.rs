@@ -100,7 +100,7 @@ pub(crate) fn run(settings: &Settings, args: &CostArgs) -> Result<()> {
         args.per_hour
     );
     let list = match &args.list {
-        Some(list) => price::find(settings, list)?,
+        Some(list) => price::find_here(settings, list)?,
         None => price::current_or_shipped(settings)?,
     };
     let speeds = match (&args.server, args.bench.is_empty(), args.model.is_empty()) {

@@ -6,14 +6,18 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use mintage_ledger::invoice::{self, Invoice, Language, Month};
+use mintage_ledger::invoice::{self, CreditNote, Invoice, Language, Month};
 use mintage_ledger::price::utc_text;
 use mintage_ledger::{Amount, UsageFilter};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
+use crate::admin_client::{ServerArgs, escaped};
 use crate::command::price::now_ms;
 use crate::command::usage::DEFAULT_OFFSET_MINUTES;
 use crate::config::Settings;
-use crate::{kept_ledger, output};
+use crate::kept_ledger::Books;
+use crate::output;
 
 /// Issue, show, correct and export invoices
 #[derive(Debug, Args)]
@@ -23,6 +27,8 @@ use crate::{kept_ledger, output};
   mintage invoice export acme-2026-11 --format html --language zh --output acme.html
   mintage invoice credit acme-2026-11 12.50 --reason 'outage on the 3rd'")]
 pub(crate) struct InvoiceArgs {
+    #[command(flatten)]
+    server: ServerArgs,
     #[command(subcommand)]
     command: InvoiceCommand,
 }
@@ -89,7 +95,7 @@ enum PageLanguage {
 }
 
 pub(crate) fn run(settings: &Settings, args: &InvoiceArgs) -> Result<()> {
-    let (ledger, prices) = kept_ledger::open(settings)?;
+    let books = Books::open(settings, &args.server)?;
     let text = match &args.command {
         InvoiceCommand::Issue { org, month } => {
             let month = match month {
@@ -98,21 +104,19 @@ pub(crate) fn run(settings: &Settings, args: &InvoiceArgs) -> Result<()> {
             };
             let orgs = match org {
                 Some(org) => BTreeSet::from([Arc::from(org.as_str())]),
-                None => users_of(&ledger, month)?,
+                None => users_of(&books, month)?,
             };
             if orgs.is_empty() {
                 bail!("nobody used anything in {month}");
             }
-            let issue = |org: &Arc<str>| {
-                invoice::issue(&ledger, &prices.book(), org, month, now_ms())
-                    .with_context(|| format!("no invoice for `{org}`"))
+            let one = |org: &Arc<str>| {
+                issue(&books, org, month).with_context(|| format!("no invoice for `{org}`"))
             };
-            let issued = orgs.iter().map(issue).collect::<Result<Vec<_>>>()?;
-            table(&issued)
+            table(&orgs.iter().map(one).collect::<Result<Vec<_>>>()?)
         }
-        InvoiceCommand::List { org } => table(&invoice::list(&ledger, org.as_deref())?),
+        InvoiceCommand::List { org } => table(&list(&books, org.as_deref())?),
         InvoiceCommand::Show { number } => {
-            let (invoice, notes) = invoice::get(&ledger, number)?;
+            let (invoice, notes) = get(&books, number)?;
             let mut text = shown(&invoice);
             for note in notes {
                 let (number, amount, reason) = (&note.number, note.amount, &note.reason);
@@ -121,39 +125,119 @@ pub(crate) fn run(settings: &Settings, args: &InvoiceArgs) -> Result<()> {
             text
         }
         InvoiceCommand::Credit { number, amount, reason } => {
-            let note = invoice::credit(&ledger, number, *amount, reason, now_ms())?;
+            let note = credit(&books, number, *amount, reason)?;
             format!("{}: {} {} given back\n", note.number, note.amount, note.currency)
         }
         InvoiceCommand::Export { number, format, language, output } => {
-            let (invoice, notes) = invoice::get(&ledger, number)?;
-            let language = match language {
-                PageLanguage::Zh => Language::Chinese,
-                PageLanguage::En => Language::English,
-            };
-            let text = match format {
-                Format::Csv => invoice.to_csv(),
-                Format::Json => serde_json::to_string_pretty(&invoice)? + "\n",
-                Format::Html => invoice.to_html(language, &notes),
-            };
+            let text = export(&books, number, *format, *language)?;
             let Some(path) = output else { return Ok(output::print(&text)?) };
             std::fs::write(path, text)
                 .with_context(|| format!("{} cannot be written", path.display()))?;
-            format!("{} is in {}\n", invoice.number, path.display())
+            format!("{number} is in {}\n", path.display())
         }
     };
     output::print(&text)?;
     Ok(())
 }
 
+fn path(number: &str) -> String {
+    format!("/admin/v1/invoices/{}", escaped(number))
+}
+
+fn parsed<T: DeserializeOwned>(value: Value) -> Result<T> {
+    serde_json::from_value(value).context("the server's answer is not what this program knows")
+}
+
+fn issue(books: &Books, org: &str, month: Month) -> Result<Invoice> {
+    match books {
+        Books::Here(kept) => Ok(invoice::issue(&kept.0, &kept.1.book(), org, month, now_ms())?),
+        Books::There(client) => {
+            let org = escaped(&client.organisation(org)?);
+            let path = format!("/admin/v1/organizations/{org}/invoices");
+            parsed(client.call("POST", &path, Some(&json!({"month": month.to_string()})))?)
+        }
+    }
+}
+
+fn list(books: &Books, org: Option<&str>) -> Result<Vec<Invoice>> {
+    match books {
+        Books::Here(kept) => Ok(invoice::list(&kept.0, org)?),
+        Books::There(client) => {
+            let query = match org {
+                Some(org) => format!("?organization={}", escaped(&client.organisation(org)?)),
+                None => String::new(),
+            };
+            let all = client.get(&format!("/admin/v1/invoices{query}"))?;
+            let numbers = all["data"].as_array().into_iter().flatten();
+            let whole = |one: &Value| get(books, one["id"].as_str().unwrap_or_default());
+            numbers.map(|one| Ok(whole(one)?.0)).collect()
+        }
+    }
+}
+
+fn get(books: &Books, number: &str) -> Result<(Invoice, Vec<CreditNote>)> {
+    match books {
+        Books::Here(kept) => Ok(invoice::get(&kept.0, number)?),
+        Books::There(client) => {
+            let mut shown = client.get(&path(number))?;
+            let notes = parsed(shown["credit_notes"].take())?;
+            Ok((parsed(shown)?, notes))
+        }
+    }
+}
+
+fn credit(books: &Books, number: &str, amount: Amount, reason: &str) -> Result<CreditNote> {
+    match books {
+        Books::Here(kept) => Ok(invoice::credit(&kept.0, number, amount, reason, now_ms())?),
+        Books::There(client) => {
+            let body = json!({"amount": amount.to_string(), "reason": reason});
+            let path = format!("{}/credit-notes", path(number));
+            parsed(client.call("POST", &path, Some(&body))?)
+        }
+    }
+}
+
+fn export(books: &Books, number: &str, format: Format, language: PageLanguage) -> Result<String> {
+    match books {
+        Books::Here(kept) => {
+            let (invoice, notes) = invoice::get(&kept.0, number)?;
+            let language = match language {
+                PageLanguage::Zh => Language::Chinese,
+                PageLanguage::En => Language::English,
+            };
+            Ok(match format {
+                Format::Csv => invoice.to_csv(),
+                Format::Json => serde_json::to_string_pretty(&invoice)? + "\n",
+                Format::Html => invoice.to_html(language, &notes),
+            })
+        }
+        Books::There(client) => {
+            let format = match format {
+                Format::Csv => "csv",
+                Format::Json => {
+                    return Ok(serde_json::to_string_pretty(&get(books, number)?.0)? + "\n");
+                }
+                Format::Html => "html",
+            };
+            let language = match language {
+                PageLanguage::Zh => "zh",
+                PageLanguage::En => "en",
+            };
+            let path = format!("{}?format={format}&language={language}", path(number));
+            client.text("GET", &path, None)
+        }
+    }
+}
+
 /// Organisations with usage in a month.
-fn users_of(ledger: &mintage_ledger::Ledger, month: Month) -> Result<BTreeSet<Arc<str>>> {
+fn users_of(books: &Books, month: Month) -> Result<BTreeSet<Arc<str>>> {
     let filter = UsageFilter {
         from_ms: month.from_ms(),
         until_ms: month.until_ms(),
         ..UsageFilter::default()
     };
     let mut found = BTreeSet::new();
-    kept_ledger::each_record(ledger, filter, |record| {
+    books.each_record(filter, |record| {
         found.insert(Arc::clone(&record.facts.payer.org));
     })?;
     Ok(found)

@@ -1,15 +1,15 @@
-//! `mintage ledger`: verify, export, back up and restore the ledger's file.
+//! `mintage ledger`: verify, export, back up and restore the ledger, in a file or in PostgreSQL.
 //!
-//! All but `restore` work beside a running server.
+//! All but `restore` and `migrate` work beside running servers.
 
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use mintage_ledger::{
-    DirectoryStore, PostgresUrl, Verified, backup_file, export_file, export_shared, migrate_file,
-    restore_file, verify_file, verify_shared,
+    DirectoryStore, PostgresUrl, Verified, backup_file, backup_shared, export_file, export_shared,
+    migrate_file, restore_file, restore_shared, verify_file, verify_shared,
 };
 
 use crate::config::Settings;
@@ -43,7 +43,7 @@ enum LedgerCommand {
         #[arg(long, value_name = "URL", hide_env_values = true)]
         to: Option<String>,
     },
-    /// Make the ledger of the data folder from a backup; there must be none yet
+    /// Make the ledger of the data folder, or of the database, from a backup; there must be none yet
     Restore {
         /// The backup
         file: PathBuf,
@@ -112,11 +112,14 @@ fn run_shared(url: &PostgresUrl, command: &LedgerCommand) -> Result<()> {
             export_shared(url, &mut out)?;
             Ok(out.flush()?)
         }
-        LedgerCommand::Backup { .. } | LedgerCommand::Restore { .. } => bail!(
-            "a ledger in PostgreSQL is backed up and restored with PostgreSQL's own programs: \
-             `pg_dump --schema=mintage`, `pg_restore`, or a base backup with its log; \
-             `mintage ledger verify` checks the result"
-        ),
+        LedgerCommand::Backup { file } => {
+            let verified = backup_shared(url, file)?;
+            Ok(output::print(&summary("backed up and verified", &verified))?)
+        }
+        LedgerCommand::Restore { file } => {
+            let verified = restore_shared(file, url)?;
+            Ok(output::print(&summary("restored and verified", &verified))?)
+        }
         LedgerCommand::Migrate { .. } => Ok(()),
     }
 }

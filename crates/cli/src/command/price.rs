@@ -1,20 +1,22 @@
 //! `mintage price`: check, import and compare price lists, and ask what past usage would have brought.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use mintage_ledger::price::{
-    KeptPrices, ModelPrices, PriceDocument, PriceVersion, Revenue, TokenClass, WhatIf, diff,
-    utc_text,
+    InForce, KeptPrices, ModelPrices, PriceDocument, PriceVersion, Revenue, TokenClass, WhatIf,
+    diff, utc_text,
 };
 use mintage_ledger::{Amount, UsageFilter};
 use serde_json::json;
 
+use crate::admin_client::{AdminClient, ServerArgs, escaped};
 use crate::command::usage::Period;
 use crate::config::Settings;
+use crate::kept_ledger::Books;
 use crate::keys_folder::now_unix;
 use crate::{kept_ledger, output};
 
@@ -40,6 +42,8 @@ Examples:
   mintage price whatif new.toml                 what past usage would have brought under it"
 )]
 pub(crate) struct PriceArgs {
+    #[command(flatten)]
+    server: ServerArgs,
     #[command(subcommand)]
     command: PriceCommand,
 }
@@ -90,14 +94,15 @@ enum PriceCommand {
 }
 
 pub(crate) fn run(settings: &Settings, args: &PriceArgs) -> Result<()> {
+    let from = (settings, &args.server);
     let text = match &args.command {
         PriceCommand::Check { file } => check(file)?,
-        PriceCommand::Import { list } => import(settings, list)?,
-        PriceCommand::History => history(settings)?,
-        PriceCommand::Diff { before, after, json } => differences(settings, before, after, *json)?,
-        PriceCommand::Whatif { list, period, json } => what_if(settings, list, period, *json)?,
+        PriceCommand::Import { list } => import(from, list)?,
+        PriceCommand::History => history(from)?,
+        PriceCommand::Diff { before, after, json } => differences(from, before, after, *json)?,
+        PriceCommand::Whatif { list, period, json } => what_if(from, list, period, *json)?,
         PriceCommand::Show { list, json } => {
-            let version = find(settings, list)?;
+            let version = find(from, list)?;
             if *json { pretty(&version.document().to_json())? } else { shown(&version) }
         }
     };
@@ -128,23 +133,63 @@ fn read(list: &str) -> Result<PriceDocument> {
     parse(list, &std::fs::read_to_string(list).with_context(context)?)
 }
 
+/// Where the ledger is: the settings, and the server that is asked instead.
+type From<'a> = (&'a Settings, &'a ServerArgs);
+
 /// A list from wherever its name says.
-pub(crate) fn find(settings: &Settings, list: &str) -> Result<Arc<PriceVersion>> {
+fn find((settings, server): From<'_>, list: &str) -> Result<Arc<PriceVersion>> {
     if list == SHIPPED_NAME || Path::new(list).is_file() {
         return Ok(Arc::new(PriceVersion::new(read(list)?)));
     }
-    let (_ledger, prices) = kept_ledger::open(settings)?;
-    kept(&prices, list)
+    in_books(&Books::open(settings, server)?, list)
+}
+
+/// A list that the ledger keeps.
+fn in_books(books: &Books, list: &str) -> Result<Arc<PriceVersion>> {
+    let client = match books {
+        Books::Here(open) => return kept(&open.1, list),
+        Books::There(client) => client,
+    };
+    if list == CURRENT_NAME {
+        return version(&client.get("/admin/v1/prices/in-force")?).map(Arc::new);
+    }
+    let all = client.get("/admin/v1/prices")?;
+    let ids = all["data"].as_array().into_iter().flatten().filter_map(|entry| entry["id"].as_str());
+    let found: BTreeSet<&str> = ids.filter(|id| id.starts_with(list)).collect();
+    match found.len() {
+        1 => asked(client, found.first().copied().unwrap_or_default()).map(Arc::new),
+        0 => bail!("{}", no_such_list(list)),
+        _ => bail!("several versions begin with `{list}`; write more of its id"),
+    }
+}
+
+fn asked(client: &AdminClient, id: &str) -> Result<PriceVersion> {
+    version(&client.get(&format!("/admin/v1/prices/{}", escaped(id)))?)
+}
+
+fn version(shown: &serde_json::Value) -> Result<PriceVersion> {
+    let document = PriceDocument::from_json(&shown["document"].to_string());
+    let unknown = |_| anyhow!("the server's price list is not one that this program knows");
+    Ok(PriceVersion::new(document.map_err(unknown)?))
+}
+
+fn no_such_list(list: &str) -> String {
+    format!("`{list}` is neither a file nor a version; `mintage price history` shows the versions")
+}
+
+/// What `mintage cost` compares with.
+pub(crate) fn find_here(settings: &Settings, list: &str) -> Result<Arc<PriceVersion>> {
+    find((settings, &ServerArgs::default()), list)
 }
 
 /// The list in force, or the shipped one where there is none or a running server has the ledger for itself.
 pub(crate) fn current_or_shipped(settings: &Settings) -> Result<Arc<PriceVersion>> {
     if kept_ledger::exists(settings)?
-        && let Ok(current) = find(settings, CURRENT_NAME)
+        && let Ok(current) = find_here(settings, CURRENT_NAME)
     {
         return Ok(current);
     }
-    find(settings, SHIPPED_NAME)
+    find_here(settings, SHIPPED_NAME)
 }
 
 fn kept(prices: &KeptPrices, list: &str) -> Result<Arc<PriceVersion>> {
@@ -159,9 +204,7 @@ fn kept(prices: &KeptPrices, list: &str) -> Result<Arc<PriceVersion>> {
     match (found.next(), found.next()) {
         (Some(version), None) => Ok(Arc::clone(version)),
         (Some(_), Some(_)) => bail!("several versions begin with `{list}`; write more of its id"),
-        (None, _) => bail!(
-            "`{list}` is neither a file nor a version; `mintage price history` shows the versions"
-        ),
+        (None, _) => bail!("{}", no_such_list(list)),
     }
 }
 
@@ -175,44 +218,79 @@ fn check(file: &str) -> Result<String> {
     Ok(format!("{file} is in order; models: {models}, version {}\n", version.id()))
 }
 
-fn import(settings: &Settings, list: &str) -> Result<String> {
+fn import((settings, server): From<'_>, list: &str) -> Result<String> {
     let document = read(list)?;
-    let (ledger, prices) = kept_ledger::open(settings)?;
-    Ok(match prices.import(&ledger, document, now_ms())? {
-        Some(import) => {
-            let from = utc_text(import.in_force_from_ms);
-            format!("version {} holds from {from} on\n", import.id)
+    let from_ms = match Books::open(settings, server)? {
+        Books::Here(open) => {
+            let import = open.1.import(&open.0, document, now_ms())?;
+            import.map(|import| (import.id, import.in_force_from_ms))
         }
+        Books::There(client) => {
+            let body = json!({"document": document.to_json()});
+            let entry = client.call("POST", "/admin/v1/prices", Some(&body))?;
+            entry["id"].as_str().map(|id| (id.into(), entry["from_ms"].as_u64().unwrap_or(0)))
+        }
+    };
+    Ok(match from_ms {
+        Some((id, from_ms)) => format!("version {id} holds from {} on\n", utc_text(from_ms)),
         None => "this list is in force already\n".to_owned(),
     })
 }
 
-fn history(settings: &Settings) -> Result<String> {
-    let (_ledger, prices) = kept_ledger::open(settings)?;
-    let book = prices.book();
-    let current = book.in_force_at(now_ms()).map(|version| Arc::clone(version.id()));
-    let row = |entry: &mintage_ledger::price::InForce| {
-        let version = book.version(&entry.id);
+/// One line of the schedule, and the name of its list.
+type Line = (InForce, String);
+
+fn history((settings, server): From<'_>) -> Result<String> {
+    let lines = match Books::open(settings, server)? {
+        Books::Here(open) => {
+            let book = open.1.book();
+            let name = |entry: &InForce| {
+                let version = book.version(&entry.id);
+                version.map(|version| version.document().name.clone()).unwrap_or_default()
+            };
+            book.schedule().iter().map(|entry| (entry.clone(), name(entry))).collect()
+        }
+        Books::There(client) => schedule(&client)?,
+    };
+    let now_ms = now_ms();
+    let current = lines.iter().rposition(|(entry, _)| entry.from_ms <= now_ms);
+    let row = |(at, (entry, name)): (usize, &Line)| {
+        let state = match (entry.from_ms > now_ms, Some(at) == current) {
+            (true, _) => "to come",
+            (_, true) => "in force",
+            _ => "past",
+        };
         vec![
             entry.id.to_string(),
-            version.map(|version| version.document().name.clone()).unwrap_or_default(),
+            name.clone(),
             utc_text(entry.from_ms),
             utc_text(entry.imported_ms),
-            if entry.from_ms > now_ms() {
-                "to come".to_owned()
-            } else if Some(&entry.id) == current.as_ref() {
-                "in force".to_owned()
-            } else {
-                "past".to_owned()
-            },
+            state.to_owned(),
         ]
     };
-    let rows: Vec<_> = book.schedule().iter().map(row).collect();
+    let rows: Vec<_> = lines.iter().enumerate().map(row).collect();
     Ok(output::table(&["VERSION", "NAME", "HOLDS FROM", "IMPORTED", "STATE"], &rows))
 }
 
-fn differences(settings: &Settings, before: &str, after: &str, as_json: bool) -> Result<String> {
-    let (before, after) = (find(settings, before)?, find(settings, after)?);
+/// A server's schedule.
+fn schedule(client: &AdminClient) -> Result<Vec<Line>> {
+    let all = client.get("/admin/v1/prices")?;
+    let (mut names, mut lines) = (BTreeMap::<String, String>::new(), Vec::new());
+    for entry in all["data"].as_array().into_iter().flatten() {
+        let id = entry["id"].as_str().unwrap_or_default();
+        if !names.contains_key(id) {
+            names.insert(id.to_owned(), asked(client, id)?.document().name.clone());
+        }
+        let ms = |field: &str| entry[field].as_u64().unwrap_or(0);
+        let (from_ms, imported_ms) = (ms("from_ms"), ms("imported_ms"));
+        let name = names.get(id).cloned().unwrap_or_default();
+        lines.push((InForce { from_ms, imported_ms, id: id.into() }, name));
+    }
+    Ok(lines)
+}
+
+fn differences(from: From<'_>, before: &str, after: &str, as_json: bool) -> Result<String> {
+    let (before, after) = (find(from, before)?, find(from, after)?);
     let changes = diff(before.document(), after.document());
     if as_json {
         let change = |change: &mintage_ledger::price::PriceChange| json!({ "path": change.path, "before": change.before, "after": change.after });
@@ -230,17 +308,22 @@ fn differences(settings: &Settings, before: &str, after: &str, as_json: bool) ->
     Ok(output::table(&["WHAT", "BEFORE", "AFTER", "CHANGE"], &rows))
 }
 
-fn what_if(settings: &Settings, list: &str, period: &Period, as_json: bool) -> Result<String> {
-    let (ledger, prices) = kept_ledger::open(settings)?;
+fn what_if(
+    (settings, server): From<'_>,
+    list: &str,
+    period: &Period,
+    as_json: bool,
+) -> Result<String> {
+    let books = Books::open(settings, server)?;
     let version = if list == SHIPPED_NAME || Path::new(list).is_file() {
         Arc::new(PriceVersion::new(read(list)?))
     } else {
-        kept(&prices, list)?
+        in_books(&books, list)?
     };
     let currency = version.document().currency;
     let mut whatif = WhatIf::new(version);
     let filter = period.filter(UsageFilter::default())?;
-    kept_ledger::each_record(&ledger, filter, |record| whatif.add(record))?;
+    books.each_record(filter, |record| whatif.add(record))?;
     let groups = [("MODEL", whatif.by_model()), ("ORGANISATION", whatif.by_organisation())];
     let total = whatif.total();
     if as_json {

@@ -8,8 +8,10 @@ use mintage_ledger::invoice::Month;
 use mintage_ledger::{Amount, TokenUsage, UsageFilter, UsageRecord};
 use serde_json::json;
 
+use crate::admin_client::ServerArgs;
 use crate::config::Settings;
-use crate::{kept_ledger, output};
+use crate::kept_ledger::Books;
+use crate::output;
 
 /// Groups that are kept apart; the rest is summed under `(others)`.
 const MAX_GROUPS: usize = 100_000;
@@ -20,8 +22,11 @@ pub(crate) const DEFAULT_OFFSET_MINUTES: i16 = 480;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   mintage usage --month 2026-11 --by model
-  mintage usage --org acme --by key --json")]
+  mintage usage --org acme --by key --json
+  mintage usage --server http://127.0.0.1:8080      of a running server, with a key in MINTAGE_ADMIN_KEY")]
 pub(crate) struct UsageArgs {
+    #[command(flatten)]
+    server: ServerArgs,
     /// Of this organisation
     #[arg(long)]
     org: Option<String>,
@@ -109,7 +114,7 @@ impl Sum {
 }
 
 pub(crate) fn run(settings: &Settings, args: &UsageArgs) -> Result<()> {
-    let (ledger, _) = kept_ledger::open(settings)?;
+    let books = Books::open(settings, &args.server)?;
     let id = |id: &Option<String>| id.as_deref().map(Into::into);
     let filter = args.period.filter(UsageFilter {
         org: id(&args.org),
@@ -120,7 +125,7 @@ pub(crate) fn run(settings: &Settings, args: &UsageArgs) -> Result<()> {
     })?;
     // Currencies are never added up.
     let mut sums = BTreeMap::<(String, String), Sum>::new();
-    kept_ledger::each_record(&ledger, filter, |record| {
+    books.each_record(filter, |record| {
         let mut key = (args.by.of(record).to_owned(), record.currency.to_string());
         if sums.len() >= MAX_GROUPS && !sums.contains_key(&key) {
             key.0 = "(others)".to_owned();

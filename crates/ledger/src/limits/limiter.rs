@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::money::Amount;
 
 use super::bucket::{Bucket, Rate};
-use super::shares::{ShareId, ShareLimit, Shares, Taken};
+use super::shares::{ShareId, ShareLimit, Shares, Taken, Watch};
 use super::spend::{Numbers, Spend, Sum};
 use super::{
     Budget, BudgetEffect, BudgetLimit, Calendar, Level, LimitKind, LimitRefusal, Missing, Party,
@@ -180,6 +180,11 @@ impl Limiter {
     /// elsewhere, and debts.
     pub fn give_back_shares(&mut self, wanted: impl Fn(&ShareId) -> bool) -> Vec<(ShareId, i128)> {
         self.shares.as_mut().map_or_else(Vec::new, |shares| shares.give_back(wanted))
+    }
+
+    /// Budgets that something was spent of here for the first time, or the first time since they were changed.
+    pub fn new_watches(&mut self) -> Vec<Watch> {
+        self.shares.as_mut().map_or_else(Vec::new, Shares::new_watches)
     }
 
     /// Whether all rules of all `parties` let the request in. Counts nothing.
@@ -396,7 +401,8 @@ impl Limiter {
         ShareId { level, party, model, kind, number }
     }
 
-    /// Counts what a request really used instead of what it reserved. Tells which budgets of `parties` that used up.
+    /// Counts what a request really used instead of what it reserved. Tells which budgets of `parties` that used up; of
+    /// budgets that gateways share nobody knows that here, and they are watched.
     pub fn settle(
         &mut self,
         now: Now,
@@ -409,39 +415,80 @@ impl Limiter {
             let taken = std::mem::take(&mut pass.shares);
             shares.settle(taken, Some((used.tokens, used.amount)));
         }
-        let before = Sum { pico: used.amount.pico(), tokens: used.tokens };
         self.give_back(now, &pass, used, 0);
         let mut reached = Vec::new();
         for party in parties {
             for budget in &party.policy.budgets {
                 let Some(counted) = budget.models.counted_under(model) else { continue };
-                let number = pass.numbers.of(budget.period);
-                let slot = self
-                    .spends
-                    .get(&self.counter_id(party, counted))
-                    .map(|spend| spend.of(budget.period, number))
-                    .unwrap_or_default();
-                let (limit, after, added) = match budget.limit {
-                    BudgetLimit::Tokens(limit) => (
-                        i128::from(limit),
-                        i128::from(slot.spent.tokens),
-                        i128::from(before.tokens),
-                    ),
-                    BudgetLimit::Money(limit) => (limit.pico(), slot.spent.pico, before.pico),
+                let added = match budget.limit {
+                    BudgetLimit::Tokens(_) => i128::from(used.tokens),
+                    BudgetLimit::Money(_) => used.amount.pico(),
                 };
-                if added > 0 && after >= limit && after - added < limit {
-                    reached.push(BudgetReached {
-                        level: party.level,
-                        party: Arc::clone(&party.id),
-                        model: counted.map(str::to_owned),
-                        period: budget.period,
-                        limit: budget.limit,
-                        effect: budget.effect,
-                    });
+                if added <= 0 {
+                    continue;
+                }
+                let said = BudgetReached {
+                    level: party.level,
+                    party: Arc::clone(&party.id),
+                    model: counted.map(str::to_owned),
+                    period: budget.period,
+                    limit: budget.limit,
+                    effect: budget.effect,
+                };
+                let number = pass.numbers.of(budget.period);
+                if self.shares.is_some() {
+                    self.watch(now, parties, party, budget, (number, said));
+                } else if self.is_crossed(party, budget, (number, added), counted) {
+                    reached.push(said);
                 }
             }
         }
         reached
+    }
+
+    /// Whether `added`, which is counted already, was what used the budget up.
+    fn is_crossed(
+        &self,
+        party: &Party,
+        budget: &Budget,
+        (number, added): (i64, i128),
+        counted: Option<&str>,
+    ) -> bool {
+        let spend = self.spends.get(&self.counter_id(party, counted));
+        let slot = spend.map(|spend| spend.of(budget.period, number)).unwrap_or_default();
+        let after = match budget.limit {
+            BudgetLimit::Tokens(_) => i128::from(slot.spent.tokens),
+            BudgetLimit::Money(_) => slot.spent.pico,
+        };
+        let limit = budget.limit.count();
+        after >= limit && after - added < limit
+    }
+
+    fn watch(
+        &mut self,
+        now: Now,
+        parties: &[Party],
+        party: &Party,
+        budget: &Budget,
+        (number, reached): (i64, BudgetReached),
+    ) {
+        if number != self.calendar.number(budget.period, now.unix_ms) {
+            // Spent of a period that has ended meanwhile: its bounds are not those of now, and nobody waits for it.
+            return;
+        }
+        let kind = match budget.limit {
+            BudgetLimit::Tokens(_) => LimitKind::TokenBudget(budget.period),
+            BudgetLimit::Money(_) => LimitKind::MoneyBudget(budget.period),
+        };
+        let share = self.share_id(party, reached.model.as_deref(), kind, number);
+        let organisation = parties.iter().find(|party| party.level == Level::Organisation);
+        let organisation = organisation.map_or_else(|| Arc::from(""), |party| party.id.clone());
+        let from_ms = self.calendar.begins_ms(budget.period, now.unix_ms);
+        let left_ms = self.calendar.ends_in_ms(budget.period, now.unix_ms);
+        let period_ms = (from_ms, now.unix_ms.saturating_add(left_ms));
+        if let Some(shares) = &mut self.shares {
+            shares.watch(Watch { share, period_ms, reached, organisation });
+        }
     }
 
     /// Forgets a request that used nothing: it does not count as a request either.

@@ -24,7 +24,7 @@ pub use policy::{
     Budget, BudgetEffect, BudgetLimit, MAX_RULES, ModelChoice, Policy, PolicyError, RateRule,
 };
 pub use refusal::{LimitKind, LimitRefusal};
-pub use shares::{Missing, ShareId, ShareLimit};
+pub use shares::{Missing, ShareId, ShareLimit, Watch};
 
 use std::sync::Arc;
 

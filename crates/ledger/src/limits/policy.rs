@@ -92,6 +92,17 @@ pub enum BudgetLimit {
     Tokens(u64),
 }
 
+impl BudgetLimit {
+    /// How many tokens, or 10⁻¹² of the currency's unit.
+    #[must_use]
+    pub fn count(self) -> i128 {
+        match self {
+            Self::Money(amount) => amount.pico(),
+            Self::Tokens(tokens) => i128::from(tokens),
+        }
+    }
+}
+
 /// What happens when a budget is used up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Level, LimitKind, LimitRefusal, Period};
+use super::{BudgetLimit, BudgetReached, Level, LimitKind, LimitRefusal, Period};
 use crate::money::Amount;
 
 /// Idle shares beyond which some are forgotten.
@@ -56,6 +56,19 @@ pub struct Missing {
     pub need: i128,
 }
 
+/// A budget that something was spent of here, and who is to hear when gateways together have used it up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// Its share.
+    pub share: ShareId,
+    /// From when to when, ms since 1970.
+    pub period_ms: (u64, u64),
+    /// What is to be said.
+    pub reached: BudgetReached,
+    /// Whose budget it is in the end.
+    pub organisation: Arc<str>,
+}
+
 /// What of a share a running request has.
 #[derive(Clone, Debug)]
 pub(super) struct Taken {
@@ -73,7 +86,12 @@ struct Share {
 
 /// All shares.
 #[derive(Debug, Default)]
-pub(super) struct Shares(HashMap<ShareId, Share>);
+pub(super) struct Shares {
+    left: HashMap<ShareId, Share>,
+    /// Limits of budgets as they were last told to whoever divides them.
+    watched: HashMap<ShareId, BudgetLimit>,
+    new: Vec<Watch>,
+}
 
 impl Shares {
     /// What is missing of `need`; `None` where nothing is.
@@ -83,13 +101,13 @@ impl Shares {
         limit: ShareLimit,
         need: i128,
     ) -> Option<Missing> {
-        let left = self.0.get(share).map_or(0, |share| share.left);
+        let left = self.left.get(share).map_or(0, |share| share.left);
         let need = need - left;
         (need > 0).then(|| Missing { share: share.clone(), limit, period_ms: None, need })
     }
 
     pub(super) fn take(&mut self, share: ShareId, amount: i128) -> Taken {
-        let known = self.0.entry(share.clone()).or_default();
+        let known = self.left.entry(share.clone()).or_default();
         known.left -= amount;
         known.open += 1;
         known.touched = true;
@@ -108,7 +126,7 @@ impl Shares {
                 ) => i128::from(tokens),
                 (LimitKind::MoneyBudget(_), Some((_, amount))) => amount.pico(),
             };
-            if let Some(known) = self.0.get_mut(&share) {
+            if let Some(known) = self.left.get_mut(&share) {
                 known.left += amount - used;
                 known.open = known.open.saturating_sub(1);
                 known.touched = true;
@@ -117,17 +135,36 @@ impl Shares {
     }
 
     pub(super) fn grant(&mut self, share: ShareId, amount: i128) {
-        let known = self.0.entry(share).or_default();
+        let known = self.left.entry(share).or_default();
         known.left += amount;
         known.touched = true;
+    }
+
+    /// Something was spent of this budget.
+    pub(super) fn watch(&mut self, watch: Watch) {
+        let limit = watch.reached.limit;
+        if self.watched.get(&watch.share) == Some(&limit) || self.new.len() >= MAX_SHARES {
+            return;
+        }
+        if self.watched.len() >= MAX_SHARES {
+            // Whoever divides them has most of them; hearing of one again does no harm.
+            self.watched.clear();
+        }
+        self.watched.insert(watch.share.clone(), limit);
+        self.new.push(watch);
+    }
+
+    /// Budgets that were not told yet.
+    pub(super) fn new_watches(&mut self) -> Vec<Watch> {
+        std::mem::take(&mut self.new)
     }
 
     /// Takes out what goes back to be divided anew: of those named, or of all that nobody has touched since the last
     /// time; also debts, which others' shares then pay.
     pub(super) fn give_back(&mut self, wanted: impl Fn(&ShareId) -> bool) -> Vec<(ShareId, i128)> {
         let mut back = Vec::new();
-        let is_full = self.0.len() > MAX_SHARES;
-        self.0.retain(|id, share| {
+        let is_full = self.left.len() > MAX_SHARES;
+        self.left.retain(|id, share| {
             let idle = !std::mem::take(&mut share.touched);
             if (idle || share.left < 0 || wanted(id)) && share.left != 0 {
                 back.push((id.clone(), std::mem::take(&mut share.left)));

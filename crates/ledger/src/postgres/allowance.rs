@@ -1,17 +1,18 @@
 //! Limits that gateways share, divided: a rate flows into one bucket and out of it by shares; of a total (budgets,
 //! requests in flight) shares are handed out and come back.
 //!
-//! Not here: what requests take of their gateway's share (the limiter). Invariants: all shares handed out and not given
-//! back are never more than the limit; a gateway that is killed takes along what it had of a budget until the period
-//! ends, never more; its requests in flight end with its lease.
+//! Not here: what requests take of their gateway's share (the limiter); what of a budget is spent (`budgets`). Invariant:
+//! all shares handed out and not given back, and what was spent before, are never more than the limit. What a gateway had
+//! that was killed comes back: requests in flight with the end of its lease, budgets once its last record is counted.
 
 use postgres::Transaction;
 
-use super::PostgresError;
+use super::dividing::SharedLimits;
 use super::pool::{CHANNEL, gateways, live};
-use super::rows::{column, get, numeric};
+use super::rows::{get, numeric};
 use super::store::Tenure;
-use crate::limits::{Level, LimitKind, Missing, ShareId, ShareLimit};
+use super::{PostgresError, budgets};
+use crate::limits::{LimitKind, Missing, ShareId, ShareLimit};
 
 /// A bucket counts in 1/60,000, so that so many a minute are so many a millisecond.
 const UNITS: i128 = 60_000;
@@ -29,13 +30,13 @@ pub(super) enum Allowed {
     Later(Option<u64>),
 }
 
-/// Hands out what is missing, and up to `want` where there is plenty. `keys` are the ids of a key's rotations.
+/// Hands out what is missing, and up to `want` where there is plenty.
 pub(super) fn allow(
     transaction: &mut Transaction<'_>,
     tenure: Tenure,
     missing: &Missing,
     want: i128,
-    keys: &[String],
+    limits: &SharedLimits,
 ) -> Result<Allowed, PostgresError> {
     live(transaction, tenure)?;
     let name = missing.share.text();
@@ -44,7 +45,7 @@ pub(super) fn allow(
             .query_one("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8", &[])?,
         0,
     )?;
-    let (level, at_ms) = locked(transaction, missing, &name, now_ms, keys)?;
+    let (level, at_ms) = locked(transaction, missing, &name, now_ms, limits)?;
     let spare = |available: i128, gateways: i64| {
         let left = (available - missing.need).max(0);
         let share = left / (2 * i128::from(gateways.max(1)));
@@ -86,6 +87,22 @@ fn until(missing: &Missing, level: i128, per_minute: u64, capacity: u64) -> Opti
     u64::try_from((missing.need * UNITS - level + per_ms - 1) / per_ms).ok()
 }
 
+/// Whether this return of shares did not come before: its answer may have been lost. Numbers only grow.
+pub(super) fn is_first(
+    transaction: &mut Transaction<'_>,
+    tenure: Tenure,
+    number: i64,
+) -> Result<bool, PostgresError> {
+    live(transaction, tenure)?;
+    let noted = transaction.execute(
+        "INSERT INTO mintage.part (stream, returned) VALUES ($1, $2)
+         ON CONFLICT (stream) DO UPDATE SET returned = EXCLUDED.returned
+         WHERE mintage.part.returned < EXCLUDED.returned",
+        &[&tenure.stream, &number],
+    )?;
+    Ok(noted == 1)
+}
+
 /// What of a share goes back; below zero, what was used beyond it.
 pub(super) fn give_back(
     transaction: &mut Transaction<'_>,
@@ -93,7 +110,6 @@ pub(super) fn give_back(
     share: &ShareId,
     amount: i128,
 ) -> Result<(), PostgresError> {
-    live(transaction, tenure)?;
     let name = share.text();
     match share.kind {
         LimitKind::InFlight | LimitKind::TokenBudget(_) | LimitKind::MoneyBudget(_) => {
@@ -125,7 +141,7 @@ fn locked(
     missing: &Missing,
     name: &str,
     now_ms: i64,
-    keys: &[String],
+    limits: &SharedLimits,
 ) -> Result<(i128, i64), PostgresError> {
     let sql = "SELECT level::text, at_ms FROM mintage.allowance WHERE name = $1 FOR UPDATE";
     if let Some(row) = transaction.query_opt(sql, &[&name])? {
@@ -133,7 +149,10 @@ fn locked(
     }
     let level = match missing.limit {
         ShareLimit::Rate { capacity, .. } => i128::from(capacity) * UNITS,
-        ShareLimit::Total(_) => used_before(transaction, missing, keys)?,
+        ShareLimit::Total(_) => match missing.period_ms {
+            None => 0,
+            Some(period_ms) => budgets::begin(transaction, &missing.share, period_ms, limits)?,
+        },
     };
     transaction.execute(
         "INSERT INTO mintage.allowance (name, level, at_ms) VALUES ($1, $2::text::numeric, $3)
@@ -144,44 +163,16 @@ fn locked(
     Ok((numeric(&row, 0)?, get(&row, 1)?))
 }
 
-/// What the records of a budget's period come to so far.
-fn used_before(
-    transaction: &mut Transaction<'_>,
-    missing: &Missing,
-    keys: &[String],
-) -> Result<i128, PostgresError> {
-    let Some((from_ms, until_ms)) = missing.period_ms else { return Ok(0) };
-    let share = &missing.share;
-    let sum = match share.kind {
-        LimitKind::MoneyBudget(_) => "amount_pico",
-        _ => "input + cached_input + explicit_cached + cache_created + output + thinking",
-    };
-    let own = [share.party.to_string()];
-    let (party, ids) = match share.level {
-        Level::Organisation => ("org", &own[..]),
-        Level::Project => ("project", &own[..]),
-        Level::Key => ("key", keys),
-    };
-    // Names of columns are constants of this program.
-    let sql = format!(
-        "SELECT coalesce(sum({sum}), 0)::numeric::text FROM mintage.usage
-         WHERE {party} = ANY($1) AND ($2::text IS NULL OR model = $2)
-           AND arrival_ms >= $3 AND arrival_ms < $4"
-    );
-    let model = share.model.as_deref();
-    let row = transaction.query_one(&sql, &[&ids, &model, &column(from_ms), &column(until_ms)])?;
-    numeric(&row, 0)
-}
-
-/// What gateways have of a total. Of a budget also what those have that ended: they used it, or nobody knows.
+/// What gateways have of a total. Of a budget also what those have that ended and are not all counted.
 fn leased(
     transaction: &mut Transaction<'_>,
     name: &str,
     kind: LimitKind,
 ) -> Result<i128, PostgresError> {
     let all = kind != LimitKind::InFlight;
+    // Below zero where something was spent that had been admitted before the budget was set: that is no more to spend.
     let row = transaction.query_one(
-        "SELECT coalesce(sum(s.leased), 0)::text FROM mintage.allowance_slice s
+        "SELECT coalesce(sum(greatest(s.leased, 0)), 0)::text FROM mintage.allowance_slice s
          JOIN mintage.stream t ON t.id = s.stream
          WHERE s.name = $1 AND ($2 OR (t.live AND t.expires > now() AND t.epoch = s.epoch))",
         &[&name, &all],
@@ -209,7 +200,7 @@ fn add_slice(
     kind: LimitKind,
     amount: i128,
 ) -> Result<(), PostgresError> {
-    // What an earlier process of this gateway had in flight has ended with it; what it had of a budget may be used.
+    // What an earlier process of this gateway had in flight has ended with it; of budgets it has come back before.
     let keeps = kind != LimitKind::InFlight;
     transaction.execute(
         "INSERT INTO mintage.allowance_slice (name, stream, epoch, leased)

@@ -5,11 +5,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postgres::config::Host;
+use postgres::config::{Host, SslMode};
 use postgres::error::SqlState;
 use postgres::{Client, Config, Statement};
 use rustls_platform_verifier::ConfigVerifierExt;
@@ -25,7 +26,8 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
 const SERVER_TIMEOUTS: &str = "-c statement_timeout=30000 -c lock_timeout=5000 \
      -c idle_in_transaction_session_timeout=30000 -c default_transaction_isolation=read\\ committed";
 
-/// Where the database is. Shown without its password.
+/// Where the database is. Shown without its password. On another machine it is reached by TLS with a certificate that
+/// the system trusts (or the file that `SSL_CERT_FILE` names), unless `sslmode=disable` says otherwise.
 #[derive(Clone)]
 pub struct PostgresUrl(Config);
 
@@ -152,6 +154,10 @@ impl Session {
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_user_timeout(SILENCE_TIMEOUT)
             .keepalives_idle(SILENCE_TIMEOUT);
+        if config.get_ssl_mode() == SslMode::Prefer && config.get_hosts().iter().any(is_elsewhere) {
+            // Without a certificate anybody on the way could answer, and read the password.
+            config.ssl_mode(SslMode::Require);
+        }
         let tls = rustls::ClientConfig::with_platform_verifier()
             .map_err(|e| PostgresError::Unfit(format!("no TLS on this machine: {e}")))?;
         let mut client = config.connect(MakeRustlsConnect::new(tls))?;
@@ -171,6 +177,16 @@ impl Session {
 
     pub(super) fn client(&mut self) -> &mut Client {
         &mut self.client
+    }
+}
+
+/// Whether a network may lie between.
+fn is_elsewhere(host: &Host) -> bool {
+    match host {
+        Host::Unix(_) => false,
+        Host::Tcp(name) => {
+            name != "localhost" && !name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        }
     }
 }
 
@@ -212,6 +228,23 @@ fn read_back(client: &mut Client) -> Result<(), PostgresError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_this_machine_is_reached_without_tls() {
+        for (text, elsewhere) in [
+            ("postgres://u@127.0.0.1/d", false),
+            ("postgres://u@[::1]/d", false),
+            ("postgres://u@localhost/d", false),
+            ("postgres://u@/d?host=/run/pg", false),
+            ("postgres://u@db.example/d", true),
+            ("postgres://u@10.0.0.1/d", true),
+            ("postgres://u@localhost.example/d", true),
+            ("postgres://u@127.0.0.1,db.example/d", true),
+        ] {
+            let url: PostgresUrl = text.parse().unwrap();
+            assert_eq!(url.0.get_hosts().iter().any(is_elsewhere), elsewhere, "{text}");
+        }
+    }
 
     #[test]
     fn a_url_is_shown_without_its_password() {

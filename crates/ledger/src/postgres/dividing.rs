@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 use super::PostgresError;
 use super::allowance::{Allowed, is_named};
 use super::pool::Pool;
-use crate::limits::{Limiter, Missing, ShareId, ShareLimit};
+use crate::limits::{BudgetReached, Calendar, Limiter, Missing, ShareId, ShareLimit, Watch};
+use crate::store::Message;
 
 /// How long others may take to give back what a request here lacks of a total.
 const PATIENCE: Duration = Duration::from_millis(800);
@@ -32,13 +33,23 @@ const MAX_WANTED: usize = 4_096;
 
 /// Whose keys share a key's counters: the ids of its rotations.
 pub type KeysOf = dyn Fn(&str) -> Vec<String> + Send + Sync;
+/// Under which id a key's counters lie.
+pub type LineageOf = dyn Fn(&Arc<str>) -> Arc<str> + Send + Sync;
+/// The message that a budget of an organisation is used up.
+pub type Notice = dyn Fn(&BudgetReached, &str) -> Message + Send + Sync;
 
 /// The limits of a gateway that shares them with others.
 pub struct SharedLimits {
     /// Its counters.
     pub limiter: Arc<Mutex<Limiter>>,
+    /// When days and months begin: the same for all gateways.
+    pub calendar: Calendar,
     /// For keys: under which ids their usage is recorded.
     pub keys_of: Box<KeysOf>,
+    /// ... and the other way round.
+    pub lineage_of: Box<LineageOf>,
+    /// What is said of a budget that is used up.
+    pub notice: Box<Notice>,
 }
 
 impl fmt::Debug for SharedLimits {
@@ -73,6 +84,13 @@ pub(super) struct Dividing {
     /// How many times as much as is needed was got the last time, and when.
     appetite: HashMap<ShareId, (i128, Instant)>,
     gave_back: Option<Instant>,
+    /// Whether what an earlier process of this gateway had has come back.
+    is_clean: bool,
+    /// What has left the limiter and is not known to be back, with the number of the return.
+    returning: VecDeque<(u32, Vec<(ShareId, i128)>)>,
+    returns: u32,
+    /// Budgets of which the database does not know yet who is to hear.
+    watches: VecDeque<Watch>,
 }
 
 impl Dividing {
@@ -139,14 +157,13 @@ impl Dividing {
     ) -> Result<(), PostgresError> {
         let Some(limits) = &self.limits else { return Ok(()) };
         let Some(asking) = self.asking.get_mut(share) else { return Ok(()) };
-        let keys = (limits.keys_of)(&share.party);
         while let Some(first) = asking.front() {
             let want: i128 = asking.iter().map(|one| one.missing.need).sum();
             // Asked again soon: twice as much, so that most requests find what they need here.
             let grown = self.appetite.get(share).filter(|(_, at)| now.duration_since(*at) < SOON);
             let times = grown.map_or(1, |(times, _)| (times * 2).min(MAX_TIMES));
             let want = want.saturating_mul(times);
-            match pool.allow(&first.missing, want, &keys)? {
+            match pool.allow(&first.missing, want, limits)? {
                 Allowed::Granted(granted) => {
                     let mut limiter = limits.limiter.lock().unwrap_or_else(PoisonError::into_inner);
                     limiter.grant_share(share.clone(), granted);
@@ -176,7 +193,7 @@ impl Dividing {
         Ok(())
     }
 
-    /// Gives back what is idle, what others want, and what was used too much.
+    /// Gives back what is idle, what others want, and what was used too much; counts what was spent of budgets.
     pub(super) fn look_after(
         &mut self,
         pool: &mut Pool,
@@ -185,26 +202,64 @@ impl Dividing {
         self.dry.retain(|_, (_, until, _)| *until > now);
         self.appetite.retain(|_, (_, at)| now.duration_since(*at) < SOON);
         let Some(limits) = &self.limits else { return Ok(()) };
+        if !self.is_clean {
+            pool.free_own_shares(limits)?;
+            self.is_clean = true;
+        }
         let is_time = self.gave_back.is_none_or(|at| now.duration_since(at) >= GIVE_BACK_EVERY);
         if !is_time && self.wanted.is_empty() {
             return Ok(());
         }
-        self.gave_back = Some(now);
         let wanted = std::mem::take(&mut self.wanted);
-        let back = limits
-            .limiter
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .give_back_shares(|share| is_named(share, &wanted));
-        pool.restore(&back)
+        let mut limiter = limits.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        let back = limiter.give_back_shares(|share| is_named(share, &wanted));
+        self.watches.extend(limiter.new_watches());
+        drop(limiter);
+        self.give_back(pool, back)?;
+        if is_time {
+            self.gave_back = Some(now);
+            self.count(pool)?;
+        }
+        Ok(())
     }
 
-    /// The gateway ends: everything that no request has goes back.
+    fn give_back(
+        &mut self,
+        pool: &mut Pool,
+        mut back: Vec<(ShareId, i128)>,
+    ) -> Result<(), PostgresError> {
+        if !back.is_empty() {
+            // Rows are locked in one order by all.
+            back.sort_by_cached_key(|(share, _)| share.text());
+            self.returns += 1;
+            self.returning.push_back((self.returns, back));
+        }
+        while let Some((number, back)) = self.returning.front() {
+            pool.restore(*number, back)?;
+            self.returning.pop_front();
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, pool: &mut Pool) -> Result<(), PostgresError> {
+        let Some(limits) = &self.limits else { return Ok(()) };
+        while let Some(watch) = self.watches.front() {
+            pool.watch_budget(watch, limits)?;
+            self.watches.pop_front();
+        }
+        pool.count_budgets(limits).map(|_| ())
+    }
+
+    /// The gateway ends: everything that no request has goes back, and what was spent is counted.
     pub(super) fn end(&mut self, pool: &mut Pool) -> Result<(), PostgresError> {
-        let Some(limits) = self.limits.take() else { return Ok(()) };
+        let Some(limits) = &self.limits else { return Ok(()) };
         let mut limiter = limits.limiter.lock().unwrap_or_else(PoisonError::into_inner);
         let back = limiter.give_back_shares(|_| true);
+        self.watches.extend(limiter.new_watches());
         drop(limiter);
-        pool.restore(&back)
+        self.give_back(pool, back)?;
+        self.count(pool)?;
+        self.limits = None;
+        Ok(())
     }
 }

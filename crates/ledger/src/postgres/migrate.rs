@@ -185,5 +185,10 @@ fn pools(
         "UPDATE mintage.stream SET seq = $2, link = $3, expires = now() WHERE id = $1",
         &[&IMPORTED, &column(written.seq), &&written.link[..]],
     )?;
+    // Budgets begin with what all records come to, and count on from there.
+    transaction.execute(
+        "INSERT INTO mintage.part (stream, counted) VALUES ($1, $2)",
+        &[&IMPORTED, &column(written.seq)],
+    )?;
     if ended == 1 { Ok(moved) } else { Err(damaged("the imported log is gone")) }
 }

@@ -13,6 +13,8 @@
 
 mod agent;
 mod allowance;
+mod backup;
+mod budgets;
 mod connect;
 mod directory;
 mod dividing;
@@ -27,9 +29,10 @@ mod store;
 mod verify;
 
 pub(crate) use agent::{Agent, KeyTaken, TakenKey};
+pub use backup::{backup_shared, restore_shared};
 pub use connect::{PostgresError, PostgresUrl};
 pub(crate) use directory::SharedDirectory;
-pub use dividing::{KeysOf, ShareAnswer, SharedLimits};
+pub use dividing::{KeysOf, LineageOf, Notice, ShareAnswer, SharedLimits};
 pub use migrate::{export_shared, migrate_file, verify_shared};
 pub use pool::{Claimed, Pool, PoolAccount, Purse};
 pub use read::PostgresReader;

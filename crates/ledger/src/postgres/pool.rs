@@ -11,12 +11,13 @@ use postgres::types::ToSql;
 
 use super::allowance::{self, Allowed};
 use super::connect::Session;
+use super::dividing::SharedLimits;
 use super::rows::{column, damaged, digest, get, numeric, text, unsigned};
 use super::slice::spare;
 use super::store::{LEASE_TTL, Tenure, Written, sums_of, write};
-use super::{PostgresError, PostgresUrl};
+use super::{PostgresError, PostgresUrl, budgets};
 use crate::book::{Book, Entry, EntryKind, Operation, TOKENS};
-use crate::limits::{Missing, ShareId};
+use crate::limits::{Missing, ShareId, Watch};
 use crate::money::{Amount, Currency};
 use crate::store::{Batch, Document, Work, chain};
 
@@ -189,23 +190,57 @@ impl Pool {
         &mut self,
         missing: &Missing,
         want: i128,
-        keys: &[String],
+        limits: &SharedLimits,
     ) -> Result<Allowed, PostgresError> {
         let mut transaction = self.session.client().transaction()?;
-        let allowed = allowance::allow(&mut transaction, self.tenure, missing, want, keys)?;
+        let allowed = allowance::allow(&mut transaction, self.tenure, missing, want, limits)?;
         transaction.commit()?;
         Ok(allowed)
     }
 
-    /// Takes shares of limits back, all at once.
-    pub(super) fn restore(&mut self, shares: &[(ShareId, i128)]) -> Result<(), PostgresError> {
-        if shares.is_empty() {
-            return Ok(());
-        }
+    /// Takes shares of limits back, all at once; the return of a number that came before changes nothing.
+    pub(super) fn restore(
+        &mut self,
+        number: u32,
+        shares: &[(ShareId, i128)],
+    ) -> Result<(), PostgresError> {
+        // Numbers begin anew with each process, and with it the epoch grows.
+        let number = (self.tenure.epoch << u32::BITS) | i64::from(number);
         let mut transaction = self.session.client().transaction()?;
-        for (share, amount) in shares {
-            allowance::give_back(&mut transaction, self.tenure, share, *amount)?;
+        if allowance::is_first(&mut transaction, self.tenure, number)? {
+            for (share, amount) in shares {
+                allowance::give_back(&mut transaction, self.tenure, share, *amount)?;
+            }
         }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Counts in budgets what gateways have written since; whether there may be more.
+    pub(super) fn count_budgets(&mut self, limits: &SharedLimits) -> Result<bool, PostgresError> {
+        let mut transaction = self.session.client().transaction()?;
+        let more = budgets::count_new(&mut transaction, limits)?;
+        transaction.commit()?;
+        Ok(more)
+    }
+
+    /// Says who is to hear when a budget is used up.
+    pub(super) fn watch_budget(
+        &mut self,
+        watch: &Watch,
+        limits: &SharedLimits,
+    ) -> Result<(), PostgresError> {
+        let mut transaction = self.session.client().transaction()?;
+        budgets::watch(&mut transaction, watch, limits)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Takes back what an earlier process of this gateway had of totals.
+    pub(super) fn free_own_shares(&mut self, limits: &SharedLimits) -> Result<(), PostgresError> {
+        let tenure = self.tenure;
+        let mut transaction = self.session.client().transaction()?;
+        budgets::free_own(&mut transaction, tenure, limits)?;
         transaction.commit()?;
         Ok(())
     }

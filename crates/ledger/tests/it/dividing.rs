@@ -9,13 +9,14 @@ use mintage_ledger::limits::{
     Pass, Period, Policy, RateRule, Used,
 };
 use mintage_ledger::{
-    Amount, Begin, Changes, Delivery, GrantTerms, Ledger, LedgerError, Message, ShareAnswer,
-    SharedLimits, Together,
+    AdmitError, Amount, Begin, Changes, Currency, Delivery, GrantTerms, Hold, Ledger, LedgerError,
+    Message, ShareAnswer, SharedLimits, Together,
 };
 
 use crate::cluster::Cluster;
+use crate::proxy::Proxy;
 use crate::rig::{admission, ended, usage};
-use crate::shared::{block_on, gateway};
+use crate::shared::{TAKEN_OVER, block_on, gateway, one};
 
 /// 2026-11-24, noon.
 const NOW: Now = Now { monotonic_ms: 0, unix_ms: 1_795_521_600_000 };
@@ -28,8 +29,17 @@ struct House {
 fn house(url: &str, name: &str) -> House {
     let ledger = gateway(url, name);
     let limiter = Arc::new(Mutex::new(Limiter::new(Calendar::default())));
-    let keys_of = Box::new(|key: &str| vec![key.to_owned()]);
-    ledger.share_limits(SharedLimits { limiter: Arc::clone(&limiter), keys_of });
+    ledger.share_limits(SharedLimits {
+        limiter: Arc::clone(&limiter),
+        calendar: Calendar::default(),
+        keys_of: Box::new(|key| vec![key.to_owned()]),
+        lineage_of: Box::new(Arc::clone),
+        notice: Box::new(|reached, organisation| Message {
+            topic: "budget.reached".into(),
+            body: format!("{organisation} {} {}", reached.level.as_str(), reached.party).into(),
+            due_ms: 0,
+        }),
+    });
     House { ledger, limiter }
 }
 
@@ -144,39 +154,134 @@ fn limits_hold_over_three_gateways() {
     }
 }
 
+fn budget(period: Period, tokens: u64, effect: BudgetEffect) -> Policy {
+    let (models, limit) = (ModelChoice::Together, BudgetLimit::Tokens(tokens));
+    Policy { budgets: vec![Budget { models, period, limit, effect }], ..Policy::default() }
+}
+
+/// Reserves money for so many tokens; asks again for as long as a larger slice comes in.
+fn hold(house: &House, id: &str, tokens: u64) -> Hold {
+    let mut request = admission(id, "acme", tokens, 0);
+    request.facts.arrival_ms = NOW.unix_ms;
+    loop {
+        match house.ledger.admit(request.clone(), |_| Ok::<(), ()>(())) {
+            Ok(hold) => return hold,
+            Err(AdmitError::Refused(refusal)) => {
+                assert!(block_on(house.ledger.cover("acme", &refusal)), "{refusal}");
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+/// A request as a whole: whether it was let in.
+fn serve(house: &House, parties: &[Party], id: &str, tokens: u64) -> bool {
+    let Some(pass) = enter(house, parties, tokens, 0) else { return false };
+    let hold = hold(house, id, tokens);
+    leave(house, parties, pass, Used { tokens, amount: Amount::ZERO });
+    house.ledger.settle(hold, usage(tokens, 0), ended(), Together::default()).wait().unwrap();
+    true
+}
+
+fn fund(house: &House) {
+    let line = Amount::from_units(9);
+    house.ledger.credit_line("l", "acme", Currency::CNY, line).unwrap().wait().unwrap();
+}
+
+/// Until it is so.
+fn wait_for(what: &str, patience: Duration, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < patience, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
 fn a_budget_counts_what_was_used_before_it_was_shared() {
     let Some(cluster) = Cluster::start() else { return };
     let url = cluster.database("before");
     let [a, b] = ["a", "b"].map(|name| house(&url, name));
-    a.ledger
-        .credit_line("l", "acme", mintage_ledger::Currency::CNY, Amount::from_units(9))
-        .unwrap()
-        .wait()
-        .unwrap();
-    let mut request = admission("r1", "acme", 30, 0);
-    request.facts.arrival_ms = NOW.unix_ms;
-    let party_id = request.facts.payer.project.clone();
-    let refusal = match a.ledger.admit(request.clone(), |_| Ok::<(), ()>(())) {
-        Err(mintage_ledger::AdmitError::Refused(refusal)) => refusal,
-        other => panic!("nothing is leased yet: {other:?}"),
-    };
-    assert!(block_on(a.ledger.cover("acme", &refusal)));
-    let hold = a.ledger.admit(request, |_| Ok::<(), ()>(())).unwrap();
-    a.ledger.settle(hold, usage(30, 0), ended(), Together::default()).wait().unwrap();
-    let budget = Budget {
-        models: ModelChoice::Together,
-        period: Period::Day,
-        limit: BudgetLimit::Tokens(100),
-        effect: BudgetEffect::Hard,
-    };
-    let policy = Policy { budgets: vec![budget], ..Policy::default() };
-    let parties = vec![Party { level: Level::Project, id: party_id, policy }];
+    fund(&a);
+    let request = hold(&a, "r1", 30);
+    a.ledger.settle(request, usage(30, 0), ended(), Together::default()).wait().unwrap();
+    let parties = party(budget(Period::Day, 100, BudgetEffect::Hard));
     assert!(enter(&b, &parties, 71, 0).is_none(), "30 of 100 were used");
     let pass = enter(&b, &parties, 70, 0).expect("70 are left");
     leave(&b, &parties, pass, Used { tokens: 60, amount: Amount::ZERO });
     assert!(enter(&a, &parties, 11, 0).is_none());
     assert!(enter(&a, &parties, 10, 0).is_some(), "what was not used moves");
+}
+
+/// Requests over three gateways use a budget up that warns and then one that refuses: each is told once, by whichever
+/// gateway, and not before.
+#[test]
+fn a_budget_that_is_used_up_is_told_once() {
+    let Some(cluster) = Cluster::start() else { return };
+    let url = cluster.database("told");
+    let mut houses = ["a", "b", "c"].map(|name| Some(house(&url, name)));
+    fund(houses[0].as_ref().unwrap());
+    let mut parties = party(budget(Period::Day, 100, BudgetEffect::Warn));
+    let policy = budget(Period::Month, 150, BudgetEffect::Hard);
+    parties.push(Party { level: Level::Organisation, id: "acme".into(), policy });
+    let mut served = 0;
+    let mut serve_one = |houses: &[Option<House>; 3]| {
+        served += 1;
+        let house = houses[served % 3].as_ref().unwrap();
+        serve(house, &parties, &format!("r{served}"), 10)
+    };
+    let told = || one(&url, "SELECT count(*) FROM mintage.outbox");
+    let level = |level: i64| {
+        let sql = "SELECT coalesce(max(level), 0)::int8 FROM mintage.allowance
+                   WHERE name LIKE 'tokens_a_month%'";
+        wait_for("the budget is not counted", TAKEN_OVER, || one(&url, sql) == level);
+    };
+    assert!((0..9).all(|_| serve_one(&houses)));
+    level(90);
+    assert_eq!(told(), 0, "90 of 100");
+    assert!(serve_one(&houses));
+    wait_for("the project's budget is not told", TAKEN_OVER, || told() == 1);
+    // A gateway that begins anew neither forgets nor tells again.
+    houses[1] = None;
+    houses[1] = Some(house(&url, "b"));
+    assert!((0..5).all(|_| serve_one(&houses)));
+    wait_for("the organisation's budget is not told", TAKEN_OVER, || told() == 2);
+    assert!(!serve_one(&houses) && !serve_one(&houses) && !serve_one(&houses), "150 of 150");
+    level(150);
+    assert_eq!(told(), 2);
+    let due = houses[0].as_ref().unwrap().ledger.due_messages(u64::MAX >> 1, 9).unwrap();
+    let bodies: Vec<_> = due.iter().map(|due| String::from_utf8_lossy(&due.message.body)).collect();
+    assert_eq!(bodies, ["acme project p", "acme organisation acme"]);
+}
+
+/// What a gateway that is gone had of a budget, and did not use, is for others as soon as its lease has expired.
+#[test]
+fn a_budget_comes_back_from_a_gateway_that_is_gone() {
+    let Some(cluster) = Cluster::start() else { return };
+    let url = cluster.database("gone");
+    let proxy = Proxy::start(cluster.socket());
+    let near = house(&url, "near");
+    let far = house(&proxy.url("gone"), "far");
+    fund(&near);
+    let parties = party(budget(Period::Month, 1000, BudgetEffect::Hard));
+    assert!(serve(&far, &parties, "used", 100));
+    let _running = (enter(&far, &parties, 300, 0).unwrap(), hold(&far, "lost", 300));
+    proxy.cut();
+    assert!(enter(&near, &parties, 900, 0).is_none(), "the other one may be using it");
+    let mut pass = None;
+    wait_for("its budget did not come back", TAKEN_OVER, || {
+        pass = enter(&near, &parties, 900, 0);
+        pass.is_some()
+    });
+    assert!(enter(&near, &parties, 1, 0).is_none(), "100 were used");
+    // ... and the same for the next process of that name.
+    drop(far);
+    leave(&near, &parties, pass.unwrap(), Used { tokens: 0, amount: Amount::ZERO });
+    let far = house(&url, "far");
+    assert!(enter(&far, &parties, 901, 0).is_none());
+    wait_for("what was not used does not move", TAKEN_OVER, || {
+        enter(&far, &parties, 900, 0).is_some()
+    });
 }
 
 #[test]

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use mintage_ledger::{
     AdmitError, Amount, Changes, Currency, DirectoryStore, Document, GrantTerms, Hold, Ledger,
-    LedgerError, NewKey, PostgresUrl, Refusal, Together, Unavailable, UsageFilter, migrate_file,
+    LedgerError, NewKey, PostgresUrl, Refusal, Together, Unavailable, UsageFilter, backup_shared,
+    migrate_file, restore_shared,
 };
 use postgres::NoTls;
 
@@ -20,7 +21,7 @@ use crate::rig::{admission, ended, tokens, usage};
 
 const CNY: Currency = Currency::CNY;
 /// Longer than a lease lasts and its end takes to be noticed.
-const TAKEN_OVER: Duration = Duration::from_secs(30);
+pub(crate) const TAKEN_OVER: Duration = Duration::from_secs(30);
 /// Tells the test program to be a gateway that is going to be killed.
 const VICTIM: &str = "MINTAGE_TEST_VICTIM_URL";
 
@@ -72,7 +73,7 @@ fn whole(ledger: &Ledger) -> Amount {
     ledger.whole_balance("acme", CNY).unwrap().balance
 }
 
-fn one(url: &str, sql: &str) -> i64 {
+pub(crate) fn one(url: &str, sql: &str) -> i64 {
     let mut client = postgres::Client::connect(url, NoTls).unwrap();
     client.query_one(sql, &[]).unwrap().get(0)
 }
@@ -378,4 +379,66 @@ fn a_file_moves_into_the_database() {
     drop(crate::rig::funded(other.path(), 1));
     assert!(migrate_file(other.path(), &url).is_err(), "the database has a ledger already");
     Ledger::open(other.path()).unwrap().verify().unwrap();
+}
+
+/// A ledger in use is copied into a file, and goes on from there in another database: with its balances, its ids, its
+/// streams (one of them left open), its documents. A file that was changed or cut is refused and leaves nothing.
+#[test]
+fn a_backup_goes_on_in_another_database() {
+    let Some(cluster) = Cluster::start() else { return };
+    let (old, new) = (cluster.database("old"), cluster.database("new"));
+    let a = gateway(&old, "a");
+    a.topup("t1", "acme", CNY, tokens(1_000)).unwrap().wait().unwrap();
+    for i in 0..20 {
+        serve(&a, &format!("r{i}"), 7).unwrap();
+    }
+    let mut open = admit(&a, "open", 10, 100).unwrap();
+    for sampled in 1..=64 {
+        open.progress(usage(10, sampled));
+    }
+    let marks = || one(&old, "SELECT count(*) FROM mintage.mark");
+    let start = Instant::now();
+    while marks() == 0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "nothing is journalled");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let document =
+        Document { kind: "price".into(), id: "1".into(), version: 1, body: b"\\\t\n".to_vec() };
+    a.write(Changes { documents: vec![document], ..Changes::default() }).unwrap().wait().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("backup");
+    let (from, to): (PostgresUrl, PostgresUrl) = (old.parse().unwrap(), new.parse().unwrap());
+    let written = backup_shared(&from, &path).unwrap();
+    assert_eq!(written.records, 20);
+    assert!(matches!(backup_shared(&from, &path), Err(LedgerError::Io { .. })), "overwritten");
+    // Goes on meanwhile; the backup does not know of it.
+    serve(&a, "later", 7).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let damaged = folder.path().join("damaged");
+    for at in [0, 30, bytes.len() / 3, bytes.len() / 2, bytes.len() - 5] {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1;
+        std::fs::write(&damaged, flipped).unwrap();
+        let refused = restore_shared(&damaged, &to);
+        assert!(matches!(refused, Err(LedgerError::Io { .. })), "flipped at {at}: {refused:?}");
+        std::fs::write(&damaged, &bytes[..at]).unwrap();
+        let refused = restore_shared(&damaged, &to);
+        assert!(matches!(refused, Err(LedgerError::Io { .. })), "cut at {at}: {refused:?}");
+    }
+    assert_eq!(restore_shared(&path, &to).unwrap(), written);
+    assert!(restore_shared(&path, &to).is_err(), "the database has a ledger already");
+    // The open request of the gateway that was cut off is billed at its mark, and the rest can be spent.
+    let b = gateway(&new, "b");
+    let left = tokens(1_000 - 20 * 7 - 10 - 64);
+    let start = Instant::now();
+    while whole(&b) != left || one(&new, "SELECT count(*) FROM mintage.stream WHERE live") > 1 {
+        assert!(start.elapsed() < TAKEN_OVER, "{:?} is not {left:?}", whole(&b));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    serve(&b, "all of it", 1_000 - 20 * 7 - 74).unwrap();
+    assert_eq!(&b.history("price", "1").unwrap()[0].body, b"\\\t\n");
+    b.verify().unwrap();
+    drop(b);
+    nothing_is_leased(&new);
+    a.void(open);
 }
