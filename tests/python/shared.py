@@ -116,6 +116,9 @@ def postgres(folder, where):
     data = os.path.join(home, "data")
     subprocess.run([os.path.join(where, "initdb"), "--no-sync", "--auth=trust", "--username=mintage", "--encoding=UTF8",
                     "--locale=C", "-D", data], check=True, cwd="/", stdout=subprocess.DEVNULL, **user)
+    # A second database, for the backup: the server's programs are there without `psql`.
+    subprocess.run([os.path.join(where, "postgres"), "--single", "-D", data, "postgres"], input="CREATE DATABASE restored\n",
+                   text=True, check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **user)
     # Over the network only with TLS: `trust` is asked for there, too, so it is the certificate that decides.
     with open(os.path.join(data, "pg_hba.conf"), "w") as rules:
         rules.write("local all all trust\nhostssl all all 127.0.0.1/32 trust\n")
@@ -568,8 +571,6 @@ def main():
             shown = balance(houses[0], "early")
             assert round(float(shown["balance"]) * 1000) == 5000 - 3 * prompt, shown
             endpoint = webhook(houses)
-            psql = [os.path.join(where, "psql"), "-q", url, "-c", "CREATE DATABASE restored"]
-            subprocess.run(psql, check=True)
             # A thousandth a token: a request costs its prompt's length in thousandths.
             for said in (lambda: money(houses, prompt), lambda: limits(houses, prompt),
                          lambda: repetitions(houses, prompt), lambda: messages(houses, endpoint),

@@ -16,6 +16,8 @@ const MODELS: [&str; 3] = [
     "qwen2.5-coder-1.5b-instruct-q4_k_m",
 ];
 
+/// OpenAI's client for Node, as npm names it.
+const NODE_CLIENT: &str = "openai@7.57.0";
 /// A fresh system may lack these; each is a program to look for and the Debian package that brings it.
 const SYSTEM_PROGRAMS: [(&str, &str); 2] = [("cc", "gcc"), ("python3", "python3")];
 
@@ -27,11 +29,17 @@ pub(crate) struct Ready {
     models: PathBuf,
     postgres: PathBuf,
     dashscope_1: PathBuf,
+    /// With OpenAI's client for Node, where there is Node.
+    node: Option<PathBuf>,
 }
 
 impl Ready {
     /// Tells a step where the binary and the models are.
     pub(crate) fn environment(&self, step: Step) -> Step {
+        let step = match &self.node {
+            Some(folder) => step.env("MINTAGE_TEST_NODE", folder),
+            None => step,
+        };
         step.env("MINTAGE_BIN", &self.binary)
             .env("MINTAGE_TEST_MODELS", &self.models)
             .env("MINTAGE_TEST_PYTHON", &self.python)
@@ -46,10 +54,11 @@ pub(crate) fn run(root: &Path) -> Result<Ready> {
     let target = target_folder(root)?;
     let python = python_environment(root, &target)?;
     let dashscope_1 = older_dashscope(root, &target, &python)?;
+    let node = node_client(root, &target)?;
     let binary = release_binary(root, &target)?;
     let models = models(root, &target, &binary)?;
     let postgres = postgres_programs().context("PostgreSQL's server programs are not there")?;
-    Ok(Ready { python, binary, models, postgres, dashscope_1 })
+    Ok(Ready { python, binary, models, postgres, dashscope_1, node })
 }
 
 /// Where cargo puts what it builds.
@@ -121,6 +130,30 @@ fn python_environment(root: &Path, target: &Path) -> Result<String> {
     ];
     Step::new(root, &python, &requirements).run()?;
     Ok(python)
+}
+
+/// OpenAI's client for Node; `None` where there is no Node: its test says so and passes.
+fn node_client(root: &Path, target: &Path) -> Result<Option<PathBuf>> {
+    let has = |program| Step::new(root, program, &["--version"]).succeeds();
+    if !has("node") || !has("npm") {
+        return Ok(None);
+    }
+    let folder = target.join("ci").join("node");
+    if !folder.join("node_modules").join("openai").is_dir() {
+        std::fs::create_dir_all(&folder)?;
+        let into = folder.display().to_string();
+        let arguments = [
+            "install",
+            "--silent",
+            "--no-audit",
+            "--no-fund",
+            "--prefix",
+            into.as_str(),
+            NODE_CLIENT,
+        ];
+        Step::new(root, "npm", &arguments).run()?;
+    }
+    Ok(Some(folder))
 }
 
 /// A version 1 of DashScope's SDK beside version 2, in a folder that a test puts first.

@@ -17,6 +17,18 @@ use crate::tokenizer::{GgufVocabulary, SpecialTokens, TokenKind, Tokenizer, Toke
 const END_OF_TURN: [&str; 5] =
     ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>"];
 
+/// Texts of the tokens that a model which fills in the middle knows, by family: before the text before, before the text
+/// after, before the answer. Qwen Coder and StarCoder 2's names, StarCoder's, DeepSeek Coder's, Codestral's kin.
+const INFILL: [[&str; 3]; 4] = [
+    ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
+    ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
+    ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"],
+    ["<|fim_begin|>", "<|fim_hole|>", "<|fim_end|>"],
+];
+/// Tokens with which such a model says that the middle is over.
+const INFILL_END: [&str; 6] =
+    ["<|fim_pad|>", "<|file_sep|>", "<|repo_name|>", "<fim_pad>", "<file_sep>", "<repo_name>"];
+
 /// Why a model's text side does not load. The model file's fault.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -50,6 +62,9 @@ pub struct TextModel {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     end_of_turn_ids: Arc<[TokenId]>,
+    /// Before the text before, before the text after, before what is to be filled in.
+    infill: Option<[TokenId; 3]>,
+    infill_end_ids: Vec<TokenId>,
 }
 
 impl TextModel {
@@ -84,7 +99,13 @@ impl TextModel {
             eos_ids.iter().copied().chain(tokenizer.eos()).chain(control).collect();
         ids.sort_unstable();
         ids.dedup();
-        Ok(Self { tokenizer, template, end_of_turn_ids: ids.into() })
+        let infill = INFILL.iter().find_map(|[before, after, middle]| {
+            let id = |text| tokenizer.added_token(text);
+            Some([id(before)?, id(after)?, id(middle)?])
+        });
+        let ends = INFILL_END.iter().filter_map(|text| tokenizer.added_token(text));
+        let infill_end_ids = ends.collect();
+        Ok(Self { tokenizer, template, end_of_turn_ids: ids.into(), infill, infill_end_ids })
     }
 
     /// The vocabulary.
@@ -123,6 +144,29 @@ impl TextModel {
     ) -> Result<Vec<TokenId>, ChatError> {
         let template = self.template.as_ref().ok_or(ChatError::NoTemplate)?;
         Ok(template.render(messages, tools, options)?.encode(&self.tokenizer))
+    }
+
+    /// The prompt of what is missing between a text, tokenised as [`TextModel::encode_completion`] does, and another;
+    /// `None` where the model was not made for that.
+    #[must_use]
+    pub fn encode_infill(&self, before: &[TokenId], after: &str) -> Option<Vec<TokenId>> {
+        let [begin, behind, middle] = self.infill?;
+        let bos = self.tokenizer.leading_bos().filter(|bos| before.first() == Some(bos));
+        let before = before.get(usize::from(bos.is_some())..).unwrap_or(before);
+        let after = self.tokenizer.encode(after, SpecialTokens::Allow);
+        let mut ids: Vec<TokenId> = bos.into_iter().collect();
+        ids.push(begin);
+        ids.extend_from_slice(before);
+        ids.push(behind);
+        ids.extend(after);
+        ids.push(middle);
+        Some(ids)
+    }
+
+    /// Ids that end what is filled in, besides those that end an answer.
+    #[must_use]
+    pub fn infill_end_ids(&self) -> &[TokenId] {
+        &self.infill_end_ids
     }
 
     /// The prompt of a text to complete: with the begin-of-sequence token where the model was trained with one.

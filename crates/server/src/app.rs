@@ -182,6 +182,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let public = Router::new()
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
+        // What others call it.
+        .route("/health", get(health::readyz))
         .route("/metrics", get(health::metrics))
         .method_not_allowed_fallback(method_not_allowed);
     Router::new()
@@ -225,6 +227,9 @@ fn openai_routes() -> Router<Arc<App>> {
         .route("/v1/batches", get(openai::list_batches).post(openai::create_batch))
         .route("/v1/batches/{id}", get(openai::get_batch))
         .route("/v1/batches/{id}/cancel", post(openai::cancel_batch))
+        .route("/tokenize", post(openai::tokenize))
+        .route("/detokenize", post(openai::detokenize))
+        .route("/tokenizer_info", get(openai::tokenizer_info))
 }
 
 /// What two dialects have at one path.

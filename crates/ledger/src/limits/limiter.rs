@@ -373,7 +373,7 @@ impl Limiter {
         }
         let mut wanted = Vec::new();
         for party in parties {
-            for rule in &party.policy.rates {
+            for rule in party.policy.rates.iter().filter(|_| !ask.batch) {
                 let Some(model) = rule.models.counted_under(ask.model) else { continue };
                 for (kind, _, need) in shared_rates(Rates::of(rule), ask) {
                     wanted.push((self.share_id(party, model, kind, 0), need));

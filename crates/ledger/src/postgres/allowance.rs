@@ -221,6 +221,7 @@ pub(super) fn is_named(share: &ShareId, wanted: &std::collections::HashSet<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::Level;
 
     #[test]
     fn a_rate_says_when_there_is_enough() {

@@ -60,6 +60,8 @@ pub(super) fn watch(
     watch: &Watch,
     limits: &SharedLimits,
 ) -> Result<(), PostgresError> {
+    // Before any row, as who counts does.
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK])?;
     let name = watch.share.text();
     let sql = "SELECT 1 FROM mintage.allowance WHERE name = $1";
     if transaction.query_opt(sql, &[&name])?.is_none() {

@@ -83,7 +83,6 @@ fn lose_power(seed: u64, synchronous: Synchronous) -> Option<Result<usize, Strin
         disk.fail(Fault::PowerOff);
         stop.store(true, Ordering::Relaxed);
     });
-    disk.pull_out();
     drop(ledger);
     let after = tempfile::tempdir().unwrap();
     disk.after_power_loss(&mut random, after.path());

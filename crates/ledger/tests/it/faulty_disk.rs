@@ -6,17 +6,22 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
+    ReplyEntry, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
+/// Tells the test program to serve a disk there.
+const SERVED_AT: &str = "MINTAGE_TEST_SERVED_DISK";
+/// Begins its answers.
+const ANSWER: &str = "disk: ";
 /// What a disk writes whole or not at all.
 const SECTOR: usize = 512;
 
@@ -78,6 +83,10 @@ pub(crate) enum Fault {
     Sync,
 }
 
+impl Fault {
+    const ALL: [Self; 5] = [Self::None, Self::PowerOff, Self::Full, Self::Write, Self::Sync];
+}
+
 #[derive(Default)]
 struct Disk {
     files: BTreeMap<u64, Stored>,
@@ -91,11 +100,18 @@ struct Disk {
     room: usize,
 }
 
-/// The disk, mounted until dropped.
+/// The disk, mounted until dropped, in a process of its own: whoever closes a mapped file waits for the disk, and must
+/// not be the one to serve it. That process ends, and unmounts, as soon as nobody holds its other end: when this is
+/// dropped, and when the test's process dies.
 pub(crate) struct FaultyDisk {
-    disk: Arc<Mutex<Disk>>,
-    at: PathBuf,
-    session: Option<BackgroundSession>,
+    server: Mutex<Server>,
+}
+
+struct Server {
+    process: Child,
+    /// `None` once it is to end.
+    commands: Option<ChildStdin>,
+    answers: Lines<BufReader<ChildStdout>>,
 }
 
 struct Served(Arc<Mutex<Disk>>);
@@ -103,43 +119,117 @@ struct Served(Arc<Mutex<Disk>>);
 impl FaultyDisk {
     /// `None`, with a message, where this machine does not permit it.
     pub(crate) fn mount(at: &Path) -> Option<Self> {
-        let disk = Disk { next: 2, room: usize::MAX, ..Disk::default() };
-        let disk = Arc::new(Mutex::new(disk));
-        match fuser::spawn_mount(Served(disk.clone()), at, &Config::default()) {
-            Ok(session) => Some(Self { disk, at: at.to_owned(), session: Some(session) }),
-            Err(error) => {
-                eprintln!("skipped: a file system of our own cannot be mounted here: {error}");
-                None
-            }
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "faulty_disk::a_disk_is_served", "--ignored", "--nocapture"])
+            .env(SERVED_AT, at)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let commands = process.stdin.take();
+        let answers = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut server = Server { process, commands, answers };
+        let said = server.answer();
+        if said != "mounted" {
+            eprintln!("skipped: a file system of our own cannot be mounted here: {said}");
+            return None;
         }
+        Some(Self { server: Mutex::new(server) })
+    }
+
+    fn ask(&self, command: &str) -> String {
+        let mut server = self.server.lock().unwrap();
+        writeln!(server.commands.as_mut().unwrap(), "{command}").unwrap();
+        server.answer()
     }
 
     pub(crate) fn fail(&self, fault: Fault) {
-        let mut disk = lock(&self.disk);
-        disk.room = match fault {
-            Fault::Full => disk.files.values().map(|file| file.now.len()).sum(),
-            _ => usize::MAX,
-        };
-        disk.fault = fault;
-    }
-
-    /// The disk is gone: whoever still has files on it gets errors. Without this, closing SQLite's mapped index may wait
-    /// for this very process, which serves the disk, while it holds what serving needs. Needs to be privileged.
-    pub(crate) fn pull_out(&self) {
-        let _ = Command::new("umount").arg("-f").arg(&self.at).stderr(Stdio::null()).status();
+        self.ask(&format!("fail {fault:?}"));
     }
 
     pub(crate) fn syncs(&self) -> (u64, u64) {
-        let disk = lock(&self.disk);
-        (disk.syncs, disk.failed_syncs)
+        let said = self.ask("syncs");
+        let (all, failed) = said.split_once(' ').unwrap();
+        (all.parse().unwrap(), failed.parse().unwrap())
     }
 
     /// What is on the disk when the power comes back, written into `folder`.
     pub(crate) fn after_power_loss(&self, random: &mut Seeded, folder: &Path) {
-        let disk = lock(&self.disk);
-        for (name, number) in &disk.names {
-            let named = disk.synced_names.get(name) == Some(number) || random.below(2) == 0;
-            let file = &disk.files[number];
+        random.0 = self.ask(&format!("lose {} {}", random.0, folder.display())).parse().unwrap();
+    }
+}
+
+impl Server {
+    /// The next line that is an answer: the test's frame around the server says things, too.
+    fn answer(&mut self) -> String {
+        loop {
+            let line = self.answers.next().expect("the disk's process ended").unwrap();
+            if let Some((_, answer)) = line.split_once(ANSWER) {
+                return answer.to_owned();
+            }
+        }
+    }
+}
+
+impl Drop for FaultyDisk {
+    fn drop(&mut self) {
+        let server = self.server.get_mut().unwrap_or_else(PoisonError::into_inner);
+        server.commands = None;
+        let _ = server.process.wait();
+    }
+}
+
+/// Not a test by itself: the process that serves a disk.
+#[test]
+#[ignore = "runs as a child of other tests"]
+fn a_disk_is_served() {
+    let Some(at) = std::env::var_os(SERVED_AT) else { return };
+    let say = |text: &str| writeln!(std::io::stdout(), "{ANSWER}{text}").unwrap();
+    let disk = Disk { next: 2, room: usize::MAX, ..Disk::default() };
+    let disk = Arc::new(Mutex::new(disk));
+    let session = match fuser::spawn_mount(Served(disk.clone()), &at, &Config::default()) {
+        Ok(session) => session,
+        Err(error) => return say(&error.to_string()),
+    };
+    say("mounted");
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let mut disk = lock(&disk);
+        match *line.split(' ').collect::<Vec<_>>() {
+            ["fail", name] => {
+                disk.fail(Fault::ALL.into_iter().find(|f| format!("{f:?}") == name).unwrap());
+                say("done");
+            }
+            ["syncs"] => say(&format!("{} {}", disk.syncs, disk.failed_syncs)),
+            ["lose", seed, folder] => {
+                let mut random = Seeded(seed.parse().unwrap());
+                disk.lose(&mut random, Path::new(folder));
+                say(&random.0.to_string());
+            }
+            _ => say("what?"),
+        }
+    }
+    // Nobody asks any more. Whoever still has files there keeps them until it ends; the name is gone at once.
+    let lazily = Command::new("umount").arg("-l").arg(&at).stderr(Stdio::null()).status();
+    if !lazily.is_ok_and(|status| status.success()) {
+        let _ = session.umount_and_join();
+    }
+    std::process::exit(0);
+}
+
+impl Disk {
+    fn fail(&mut self, fault: Fault) {
+        self.room = match fault {
+            Fault::Full => self.files.values().map(|file| file.now.len()).sum(),
+            _ => usize::MAX,
+        };
+        self.fault = fault;
+    }
+
+    fn lose(&self, random: &mut Seeded, folder: &Path) {
+        for (name, number) in &self.names {
+            let named = self.synced_names.get(name) == Some(number) || random.below(2) == 0;
+            let file = &self.files[number];
             if !named || name.ends_with("-shm") {
                 continue;
             }
@@ -160,14 +250,6 @@ impl FaultyDisk {
                 }
             }
             std::fs::write(folder.join(name), bytes).unwrap();
-        }
-    }
-}
-
-impl Drop for FaultyDisk {
-    fn drop(&mut self) {
-        if let Some(session) = self.session.take() {
-            let _ = session.umount_and_join();
         }
     }
 }

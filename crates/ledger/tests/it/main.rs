@@ -20,6 +20,7 @@ mod ground;
 #[cfg(target_os = "linux")]
 mod kill;
 mod parallel;
+mod price_list;
 mod proxy;
 mod rig;
 mod shared;

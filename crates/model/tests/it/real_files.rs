@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use mintage_model::{DType, DecoderConfig, Family, ModelFile, RopeConfig, RopeLayout, RopeScaling};
+use mintage_model::{
+    DType, DecoderConfig, Family, ModelFile, RopeConfig, RopeLayout, RopeScaling, SpecialTokens,
+    TextModel,
+};
 
 /// Opens a published file of the folder named by `MINTAGE_TEST_MODELS`, or says why the test is skipped.
 fn open(name: &str) -> Option<ModelFile> {
@@ -146,4 +149,21 @@ fn smollm2_135m() {
             kv_bytes_per_token: 2 * 30 * 3 * 64 * 2,
         },
     );
+}
+
+/// Qwen Coder's own form of a prompt with a hole: what its documentation shows as text.
+#[test]
+fn a_middle_is_asked_for_as_the_model_learned_it() {
+    let Some(model) = open("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf") else { return };
+    let text = TextModel::from_model_file(&model).unwrap();
+    let encode = |text_: &str| text.encode_completion(text_, SpecialTokens::Allow);
+    let asked =
+        text.encode_infill(&encode("def add(a, b):\n    return "), "\n\nadd(1, 2)").unwrap();
+    let shown =
+        "<|fim_prefix|>def add(a, b):\n    return <|fim_suffix|>\n\nadd(1, 2)<|fim_middle|>";
+    assert_eq!(asked, encode(shown));
+    assert!(text.infill_end_ids().len() >= 3, "{:?}", text.infill_end_ids());
+    let Some(model) = open("smollm2-135m-instruct-q4_1.gguf") else { return };
+    let text = TextModel::from_model_file(&model).unwrap();
+    assert_eq!(text.encode_infill(&[1], "b"), None, "it was not made for that");
 }

@@ -9,13 +9,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use tokio::sync::Semaphore;
 
+use super::Answer;
 use super::call::{self, Reply};
 use super::who::Who;
-use super::{Answer, document};
 use crate::app::App;
 use crate::auth;
 use crate::body::read_json;
 use crate::error::{ApiError, Fault};
+use crate::openapi;
 
 /// Calls that run at once; more wait.
 const THREADS: usize = 4;
@@ -36,14 +37,14 @@ pub(crate) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         running: Arc::new(Semaphore::new(THREADS)),
     });
     Router::new()
-        .route("/openapi.json", get(openapi))
+        .route("/openapi.json", get(describe))
         .route("/admin/v1/{*rest}", any(serve))
         .route("/v1/organization/{*rest}", any(serve))
         .with_state(desk)
 }
 
-async fn openapi() -> Response {
-    let body = document::document().to_string();
+async fn describe() -> Response {
+    let body = openapi::document().to_string();
     ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
 }
 

@@ -32,11 +32,11 @@ use std::sync::Arc;
 
 use mintage_ledger::price::KeptPrices;
 use mintage_ledger::{Currency, DirectoryStore, Ledger, LedgerError};
-use serde_json::Value;
 
 use crate::till::unix_ms;
 use crate::webhooks::WebhookPolicy;
 
+pub(crate) use document::described;
 pub(crate) use http::router;
 
 /// What the handlers of administration share.
@@ -132,10 +132,4 @@ impl Office {
         let request = call::Request { method, path, query, body, organisation: None };
         http::answer(call::respond(self, &who::Who::operator(), &request))
     }
-}
-
-/// The OpenAPI document of everything this server answers, made from the tables of routes.
-#[must_use]
-pub fn openapi_document() -> Value {
-    document::document()
 }

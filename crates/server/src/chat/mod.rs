@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use mintage_model::TokenId;
 
-pub(crate) use prompt::{Prompt, TokenisedPrompt, text as tokenise_text};
+pub(crate) use prompt::{
+    Prompt, TokenisedPrompt, infill as tokenise_infill, text as tokenise_text,
+};
 pub(crate) use request::{
     ChatRequest, Format, Message, Reasoning, Role, Tool, ToolCall, ToolChoice,
 };
@@ -40,6 +42,14 @@ pub(crate) fn prepare(app: &App, request: ChatRequest, route: Route) -> Result<J
     refuse_unsupported(&request)?;
     let prompt = prompt::chat(&model, &request)?;
     job(model, request, prompt, route)
+}
+
+/// The prompt of a chat, without more: what it would be billed for.
+pub(crate) fn tokens(
+    model: &ServedModel,
+    request: &ChatRequest,
+) -> Result<Arc<[TokenId]>, ApiError> {
+    prompt::chat(model, request)
 }
 
 fn job(
@@ -78,17 +88,23 @@ fn calls(model: &ServedModel, request: &ChatRequest) -> Option<Calls> {
     })
 }
 
-/// The same for a text that is continued as it stands: of `request`, messages and what is said of them do not count.
+/// The same for a text that is continued as it stands: of `request`, messages and what is said of them do not count. With
+/// a `suffix` the model fills in what is missing between the two.
 pub(crate) fn prepare_text(
     app: &App,
-    request: ChatRequest,
+    mut request: ChatRequest,
     prompt: Prompt,
+    suffix: Option<&str>,
     route: Route,
 ) -> Result<Job, ApiError> {
     let model = find_model(&app.models, &request.model)?;
     refuse_unsupported(&request)?;
     let vocab_size = model.engine.info().vocab_size;
-    let prompt = tokenise_text(&model, 0, &prompt, false, vocab_size)?;
+    let mut prompt = tokenise_text(&model, 0, &prompt, false, vocab_size)?;
+    if let Some(suffix) = suffix {
+        prompt = tokenise_infill(&model, &prompt, suffix)?;
+        request.options.stop_token_ids.extend(model.text.infill_end_ids());
+    }
     job(model, request, prompt.tokens, route)
 }
 

@@ -60,6 +60,19 @@ pub(super) fn chat(model: &ServedModel, request: &ChatRequest) -> Result<Arc<[To
     }
 }
 
+/// Tokenises a prompt and what comes behind its answer, for a model that fills in what is missing between them.
+pub(crate) fn infill(
+    model: &ServedModel,
+    prompt: &TokenisedPrompt,
+    suffix: &str,
+) -> Result<TokenisedPrompt, ApiError> {
+    let tokens = model.text.encode_infill(&prompt.tokens, suffix).ok_or_else(|| {
+        let message = "`suffix`: this model has no tokens for filling in the middle.";
+        ApiError::field("suffix", "unsupported_parameter", message)
+    })?;
+    Ok(TokenisedPrompt { tokens: tokens.into(), text: prompt.text.clone() })
+}
+
 /// Tokenises a plain prompt; `index` is its place among the request's prompts.
 pub(crate) fn text(
     model: &ServedModel,

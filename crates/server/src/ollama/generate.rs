@@ -22,6 +22,8 @@ struct GenerateRequest {
     model: String,
     system: Option<String>,
     prompt: String,
+    /// What comes behind the answer, which is filled in between. Not empty.
+    suffix: Option<String>,
     /// No template.
     raw: bool,
     generation: Generation,
@@ -55,13 +57,9 @@ impl GenerateRequest {
         let mut fields = Fields::parse(body)?;
         let model = take_model(&mut fields)?;
         refuse_images(&mut fields, "")?;
-        for (field, what) in [
-            ("template", "the model's own template is used; send `raw` for none"),
-            ("suffix", "filling in the middle is at `/v1/completions`"),
-        ] {
-            if fields.string(field, Null::Absent)?.is_some_and(|text| !text.is_empty()) {
-                return Err(unsupported(field, what));
-            }
+        if fields.string("template", Null::Absent)?.is_some_and(|text| !text.is_empty()) {
+            let what = "the model's own template is used; send `raw` for none";
+            return Err(unsupported("template", what));
         }
         if fields.array("context", Null::Absent)?.is_some_and(|tokens| !tokens.is_empty()) {
             return Err(unsupported("context", "send the conversation to `/api/chat`"));
@@ -70,6 +68,7 @@ impl GenerateRequest {
             model,
             system: fields.string("system", Null::Absent)?.filter(|text| !text.is_empty()),
             prompt: fields.string("prompt", Null::Absent)?.unwrap_or_default(),
+            suffix: fields.string("suffix", Null::Absent)?.filter(|text| !text.is_empty()),
             raw: fields.bool("raw", Null::Absent)?.unwrap_or(false),
             generation: Generation::take(&mut fields)?,
         };
@@ -91,12 +90,16 @@ impl GenerateRequest {
             stream: generation.stream,
             ..ChatRequest::new(self.model, Vec::new())
         };
+        if self.suffix.is_some() {
+            let prompt = Prompt::Text(self.prompt);
+            return chat::prepare_text(app, chat, prompt, self.suffix.as_deref(), ROUTE);
+        }
         if !self.raw && model.text.template().is_some() {
             let prompt = Message::new(Role::User, self.prompt);
             let messages = system.into_iter().chain([prompt]).collect();
             return chat::prepare(app, ChatRequest { messages, ..chat }, ROUTE);
         }
         let text = system.map_or(String::new(), |system| system.text + "\n\n") + &self.prompt;
-        chat::prepare_text(app, chat, Prompt::Text(text), ROUTE)
+        chat::prepare_text(app, chat, Prompt::Text(text), None, ROUTE)
     }
 }

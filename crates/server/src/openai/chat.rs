@@ -19,7 +19,7 @@ use crate::openai::usage;
 use crate::openai::wire::{
     ChatChoice, ChatChunkChoice, ChatLogprobs, ChatMessage, Delta, FINGERPRINT, FunctionBody,
     FunctionDelta, Head, Reply, ToolCallBody, ToolCallDelta, chat_logprobs, finish_reason,
-    token_ids,
+    prompt_logprobs, token_ids,
 };
 use crate::respond::{Answer, Frames, Writer, json_bytes, respond};
 use crate::served::ServedModel;
@@ -53,6 +53,8 @@ struct ChatWriter {
     model: Arc<ServedModel>,
     shape: Shape,
     logprobs: bool,
+    /// Alternatives to tell with tokens of the prompt.
+    prompt_logprobs: Option<u8>,
     /// Where token ids are asked for.
     prompt_token_ids: Option<Arc<[TokenId]>>,
 }
@@ -72,6 +74,7 @@ impl ChatWriter {
             model: Arc::clone(&job.model),
             shape,
             logprobs: job.logprobs.is_some(),
+            prompt_logprobs: job.prompt_logprobs,
             prompt_token_ids: prompt_token_ids.flatten(),
         }
     }
@@ -109,7 +112,7 @@ impl ChatWriter {
         }
     }
 
-    /// The data of an event. `usage` is given in the last one only.
+    /// The data of an event. `usage` is given in the last one, and in each where that is asked for.
     fn event(
         &self,
         choices: &[ChatChunkChoice],
@@ -125,6 +128,7 @@ impl ChatWriter {
                 .include_usage
                 .then(|| usage.map(|settled| usage::body(settled, self.shape.include_cost))),
             prompt_token_ids: self.prompt_token_ids.as_deref().filter(|_| with_prompt),
+            prompt_logprobs: None,
         })
     }
 
@@ -177,12 +181,13 @@ impl Writer for ChatWriter {
         &mut self,
         index: u32,
         part: Part,
-        _so_far: &TokenUsage,
+        so_far: &TokenUsage,
         frames: &mut Frames,
     ) -> Result<(), ApiError> {
         let with_prompt = matches!(part, Part::Prompt { .. }) && index == 0;
         let Some(chunk) = self.chunk(index, part) else { return Ok(()) };
-        self.event(&[chunk], with_prompt, None, frames)
+        let running = self.shape.running(so_far);
+        self.event(&[chunk], with_prompt, running.as_ref(), frames)
     }
 
     fn last(&mut self, settled: &Settled, frames: &mut Frames) -> Result<(), ApiError> {
@@ -198,6 +203,12 @@ impl Writer for ChatWriter {
     }
 
     fn whole(&mut self, answers: Vec<Answer>, settled: &Settled) -> Result<Vec<u8>, ApiError> {
+        // All choices have one prompt.
+        let of_prompt = answers.first().and_then(|answer| answer.prompt_logprobs.as_deref());
+        let prompt_logprobs = self
+            .prompt_logprobs
+            .zip(of_prompt)
+            .map(|(top, tokens)| prompt_logprobs(&self.model.text, tokens, top));
         let choices: Vec<ChatChoice> =
             (0..).zip(answers).map(|(index, answer)| self.choice(index, answer)).collect();
         json_bytes(&Reply {
@@ -205,6 +216,7 @@ impl Writer for ChatWriter {
             choices: &choices,
             usage: Some(Some(usage::body(settled, self.shape.include_cost))),
             prompt_token_ids: self.prompt_token_ids.as_deref(),
+            prompt_logprobs,
         })
     }
 }

@@ -30,9 +30,11 @@ pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<(ChatRequest, Shape)
     }
     request.reasoning.enabled = take_thinking(&mut fields)?;
     request.logprobs = take_logprobs(&mut fields)?;
+    request.prompt_logprobs = take_prompt_logprobs(&mut fields)?;
     let (options, shape) = take_options(&mut fields, limits)?;
     request.options = options;
     request.stream = shape.stream;
+    refuse_streamed_prompt(request.prompt_logprobs, shape)?;
     take_extras(&mut fields, &mut request)?;
     if let Some(structured) = Structured::take(&mut fields)? {
         (request.format, request.format_field) = (structured.format, structured.field);
@@ -64,8 +66,22 @@ fn take_logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
     }
 }
 
+/// vLLM's: how many alternatives to report with each token of the prompt.
+pub(super) fn take_prompt_logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
+    let top = fields.integer("prompt_logprobs", 0..=MAX_TOP_LOGPROBS)?;
+    Ok(top.and_then(|top| u8::try_from(top).ok()))
+}
+
+/// They are told in whole answers only, as vLLM does.
+pub(super) fn refuse_streamed_prompt(wanted: Option<u8>, shape: Shape) -> Result<(), ApiError> {
+    if wanted.is_some() && shape.stream {
+        return Err(unsupported("prompt_logprobs", "only available without `stream`"));
+    }
+    Ok(())
+}
+
 /// `enable_thinking`, at the top or in `chat_template_kwargs`. Nothing else reaches a template from outside.
-fn take_thinking(fields: &mut Fields) -> Result<Option<bool>, ApiError> {
+pub(super) fn take_thinking(fields: &mut Fields) -> Result<Option<bool>, ApiError> {
     let direct = fields.bool("enable_thinking", Null::Absent)?;
     let Some(value) = fields.take("chat_template_kwargs", Null::Absent) else { return Ok(direct) };
     let mut kwargs = Fields::object(value, "chat_template_kwargs")?;

@@ -7,7 +7,7 @@ use crate::chat::Prompt;
 use crate::config::Limits;
 use crate::error::ApiError;
 use crate::fields::{Fields, Null, unsupported, wrong_type};
-use crate::openai::chat_request::take_model;
+use crate::openai::chat_request::{refuse_streamed_prompt, take_model, take_prompt_logprobs};
 use crate::openai::options::{Shape, take_options, token_id};
 use crate::options::Options;
 use crate::structured::Structured;
@@ -27,6 +27,10 @@ pub(super) struct CompletionRequest {
     /// 0 is allowed: then only the prompt is computed.
     pub(super) max_tokens: u32,
     pub(super) logprobs: Option<u8>,
+    /// vLLM's: the same for the tokens of the prompt.
+    pub(super) prompt_logprobs: Option<u8>,
+    /// What comes behind the answer, for models that fill in what is missing in the middle. Not empty.
+    pub(super) suffix: Option<String>,
     pub(super) structured: Option<Structured>,
     pub(super) options: Options,
     pub(super) shape: Shape,
@@ -56,27 +60,27 @@ impl CompletionRequest {
             max_tokens: fields.count("max_tokens", 0)?.unwrap_or(DEFAULT_MAX_TOKENS),
             structured: Structured::take(&mut fields)?,
             logprobs: logprobs.and_then(|n| u8::try_from(n).ok()),
+            prompt_logprobs: take_prompt_logprobs(&mut fields)?,
+            suffix: fields.string("suffix", Null::Absent)?.filter(|suffix| !suffix.is_empty()),
             options,
             shape,
         };
-        refuse_unsupported(&mut fields, request.options.n)?;
+        refuse_unsupported(&mut fields, &request)?;
+        refuse_streamed_prompt(request.prompt_logprobs, shape)?;
         fields.finish()?;
         Ok(request)
     }
 }
 
-fn refuse_unsupported(fields: &mut Fields, n: u32) -> Result<(), ApiError> {
+fn refuse_unsupported(fields: &mut Fields, request: &CompletionRequest) -> Result<(), ApiError> {
     let best_of = fields.integer("best_of", 0..=20)?;
-    if best_of.is_some_and(|best| best != i64::from(n)) {
+    if best_of.is_some_and(|best| best != i64::from(request.options.n)) {
         return Err(unsupported("best_of", "not supported; leave it out or set it to `n`"));
     }
-    match fields.string("suffix", Null::Absent)?.as_deref() {
-        None | Some("") => Ok(()),
-        Some(_) => Err(unsupported(
-            "suffix",
-            "not supported yet; write the model's own fill-in-the-middle tokens into `prompt`",
-        )),
+    if request.suffix.is_some() && request.echo {
+        return Err(unsupported("suffix", "not together with `echo`"));
     }
+    Ok(())
 }
 
 /// A text, several, tokens, or several lists of tokens.

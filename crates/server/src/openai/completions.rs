@@ -10,14 +10,14 @@ use mintage_model::{PendingBytes, SampledToken};
 use crate::answer::{Part, TokenEntry};
 use crate::app::App;
 use crate::auth::now_unix;
-use crate::chat::{TokenisedPrompt, tokenise_text};
+use crate::chat::{TokenisedPrompt, tokenise_infill, tokenise_text};
 use crate::error::ApiError;
 use crate::job::{Incoming, Job, find_model, response_id};
 use crate::openai::completion_request::CompletionRequest;
 use crate::openai::options::Shape;
 use crate::openai::usage;
 use crate::openai::wire::{
-    FINGERPRINT, Head, Reply, TextChoice, TextLogprobs, finish_reason, token_ids,
+    FINGERPRINT, Head, Reply, TextChoice, TextLogprobs, finish_reason, prompt_logprobs, token_ids,
 };
 use crate::respond::{Answer, Frames, Writer, json_bytes, respond};
 use crate::served::ServedModel;
@@ -47,10 +47,19 @@ fn prepare(app: &App, body: &[u8]) -> Result<(Job, TextWriter), ApiError> {
     let vocab_size = model.engine.info().vocab_size;
     let prompts = request.prompts.iter().enumerate();
     let prompts = prompts.map(|(i, p)| tokenise_text(&model, i, p, request.echo, vocab_size));
-    let prompts: Vec<TokenisedPrompt> = prompts.collect::<Result<_, _>>()?;
+    let mut prompts: Vec<TokenisedPrompt> = prompts.collect::<Result<_, _>>()?;
+    let mut options = request.options;
+    if let Some(suffix) = &request.suffix {
+        for prompt in &mut prompts {
+            *prompt = tokenise_infill(&model, prompt, suffix)?;
+        }
+        if !options.ignore_eos {
+            options.stop_token_ids.extend(model.text.infill_end_ids());
+        }
+    }
     let job = Job {
         id: response_id("cmpl-"),
-        stop_token_ids: Job::stop_tokens(&model, &request.options)?,
+        stop_token_ids: Job::stop_tokens(&model, &options)?,
         model,
         prompts: prompts.iter().map(|p| Arc::clone(&p.tokens)).collect(),
         max_tokens: Some(request.max_tokens),
@@ -58,8 +67,8 @@ fn prepare(app: &App, body: &[u8]) -> Result<(Job, TextWriter), ApiError> {
         grammar,
         calls: None,
         logprobs: request.logprobs,
-        prompt_logprobs: request.logprobs.filter(|_| request.echo),
-        options: request.options,
+        prompt_logprobs: request.logprobs.filter(|_| request.echo).max(request.prompt_logprobs),
+        options,
         stream: request.shape.stream,
         protocol: "openai.completions",
     };
@@ -76,6 +85,7 @@ fn prepare(app: &App, body: &[u8]) -> Result<(Job, TextWriter), ApiError> {
         prompts,
         echo: request.echo,
         logprobs: job.logprobs.is_some(),
+        prompt_logprobs: request.prompt_logprobs,
         return_token_ids: job.options.return_token_ids,
         shape: request.shape,
     };
@@ -90,6 +100,8 @@ struct TextWriter {
     prompts: Vec<TokenisedPrompt>,
     echo: bool,
     logprobs: bool,
+    /// Alternatives to tell with tokens of the prompt.
+    prompt_logprobs: Option<u8>,
     return_token_ids: bool,
     shape: Shape,
 }
@@ -116,6 +128,7 @@ impl TextWriter {
             finish_reason: None,
             token_ids: self.return_token_ids.then(Vec::new),
             prompt_token_ids: None,
+            prompt_logprobs: None,
         }
     }
 
@@ -124,6 +137,9 @@ impl TextWriter {
         let Some(prompt) = self.prompt(choice.index) else { return };
         if self.return_token_ids {
             choice.prompt_token_ids = Some(prompt.tokens.to_vec());
+        }
+        if let (Some(top), Some(tokens)) = (self.prompt_logprobs, &logprobs) {
+            choice.prompt_logprobs = Some(prompt_logprobs(&self.model.text, tokens, top));
         }
         if self.echo {
             choice.text.push_str(&prompt.text);
@@ -163,7 +179,7 @@ impl TextWriter {
         choice
     }
 
-    /// The data of an event. `usage` is given in the last one only.
+    /// The data of an event. `usage` is given in the last one, and in each where that is asked for.
     fn event(
         &self,
         choices: &[TextChoice],
@@ -174,7 +190,13 @@ impl TextWriter {
             .shape
             .include_usage
             .then(|| usage.map(|settled| usage::body(settled, self.shape.include_cost)));
-        frames.data(&Reply { head: &self.head, choices, usage, prompt_token_ids: None })
+        frames.data(&Reply {
+            head: &self.head,
+            choices,
+            usage,
+            prompt_token_ids: None,
+            prompt_logprobs: None,
+        })
     }
 }
 
@@ -183,7 +205,7 @@ impl Writer for TextWriter {
         &mut self,
         index: u32,
         part: Part,
-        _so_far: &TokenUsage,
+        so_far: &TokenUsage,
         frames: &mut Frames,
     ) -> Result<(), ApiError> {
         let mut choice = self.empty(index);
@@ -202,7 +224,8 @@ impl Writer for TextWriter {
             | Part::CallArguments { .. }
             | Part::CallEnd { .. } => return Ok(()),
         }
-        self.event(&[choice], None, frames)
+        let running = self.shape.running(so_far);
+        self.event(&[choice], running.as_ref(), frames)
     }
 
     fn last(&mut self, settled: &Settled, frames: &mut Frames) -> Result<(), ApiError> {
@@ -225,6 +248,7 @@ impl Writer for TextWriter {
             choices: &choices,
             usage: Some(Some(usage::body(settled, self.shape.include_cost))),
             prompt_token_ids: None,
+            prompt_logprobs: None,
         })
     }
 }

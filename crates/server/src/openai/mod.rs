@@ -8,7 +8,7 @@
 //! - What we cannot do yet (`response_format` with a schema, images, `tool_choice: "required"` …) is refused by name,
 //!   never silently ignored. What changes nothing here (`user`, `store`, `metadata` …) is checked and ignored.
 //! - Extensions, named as vLLM names them: `top_k`, `min_p`, `typical_p`, `repetition_penalty`, `stop_token_ids`,
-//!   `ignore_eos`, `return_token_ids`, `usage: {"include": true}` (OpenRouter's name for telling the cost), and `enable_thinking` (also inside `chat_template_kwargs`).
+//!   `ignore_eos`, `return_token_ids`, `prompt_logprobs`, `usage: {"include": true}` (OpenRouter's name for telling the cost), and `enable_thinking` (also inside `chat_template_kwargs`).
 
 mod batches;
 mod chat;
@@ -22,6 +22,7 @@ mod models;
 mod options;
 mod paging;
 mod qwen;
+mod tokens;
 mod usage;
 mod wire;
 
@@ -34,3 +35,4 @@ pub(crate) use completions::completions;
 pub(crate) use files::{create_file, delete_file, file_content, get_file, list_files};
 pub(crate) use generation::generation;
 pub(crate) use models::{get_model, list_models};
+pub(crate) use tokens::{detokenize, tokenize, tokenizer_info};

@@ -1,5 +1,6 @@
 //! The parameters that chat and plain completions share, by OpenAI's names and ranges.
 
+use mintage_ledger::TokenUsage;
 use mintage_model::{MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, TokenId};
 use serde_json::Value;
 
@@ -7,6 +8,7 @@ use crate::config::Limits;
 use crate::error::ApiError;
 use crate::fields::{Fields, Null, integer, number, unsupported, wrong_type, wrong_value};
 use crate::options::Options;
+use crate::till::Settled;
 
 /// How an answer is sent, and what is told with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,8 +16,17 @@ pub(super) struct Shape {
     pub(super) stream: bool,
     /// Of streams; a whole answer always tells its usage.
     pub(super) include_usage: bool,
+    /// Of streams: each event tells the usage so far, as vLLM has it.
+    pub(super) continuous_usage: bool,
     /// Tell what it cost.
     pub(super) include_cost: bool,
+}
+
+impl Shape {
+    /// The usage so far as an event tells it, where events do. What it costs is said at the end.
+    pub(super) fn running(self, so_far: &TokenUsage) -> Option<Settled> {
+        self.continuous_usage.then_some(Settled { usage: *so_far, cost: None })
+    }
 }
 
 /// What both endpoints take.
@@ -28,7 +39,8 @@ pub(super) fn take_options(
     let n = fields.integer("n", 1..=max_choices)?.unwrap_or(1);
     let stream = fields.bool("stream", Null::Absent)?.unwrap_or(false);
     let include_cost = take_usage(fields)?;
-    let include_usage = take_stream_options(fields, stream)? || (stream && include_cost);
+    let (include_usage, continuous_usage) = take_stream_options(fields, stream)?;
+    let include_usage = include_usage || (stream && include_cost);
     let options = Options {
         n: u32::try_from(n).unwrap_or(1),
         stops: fields.stop_texts("stop")?,
@@ -46,7 +58,7 @@ pub(super) fn take_options(
         logit_bias: take_logit_bias(fields)?,
         seed: fields.integer("seed", i64::MIN..=i64::MAX)?,
     };
-    Ok((options, Shape { stream, include_usage, include_cost }))
+    Ok((options, Shape { stream, include_usage, continuous_usage, include_cost }))
 }
 
 /// Fields of OpenAI's that change nothing here; their types are checked all the same.
@@ -63,9 +75,11 @@ fn take_ignored(fields: &mut Fields) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Whether the usage is to be streamed.
-fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
-    let Some(value) = fields.take("stream_options", Null::Absent) else { return Ok(false) };
+/// Whether the usage is to be streamed: at the end, and in each event.
+fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<(bool, bool), ApiError> {
+    let Some(value) = fields.take("stream_options", Null::Absent) else {
+        return Ok((false, false));
+    };
     let mut options = Fields::object(value, "stream_options")?;
     if !stream {
         return Err(ApiError::field(
@@ -75,6 +89,7 @@ fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiErr
         ));
     }
     let include_usage = options.bool("include_usage", Null::Refused)?.unwrap_or(false);
+    let continuous = options.bool("continuous_usage_stats", Null::Absent)?.unwrap_or(false);
     if options.bool("include_obfuscation", Null::Refused)? == Some(true) {
         return Err(unsupported(
             "stream_options.include_obfuscation",
@@ -82,7 +97,7 @@ fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiErr
         ));
     }
     options.finish()?;
-    Ok(include_usage)
+    Ok((include_usage, include_usage && continuous))
 }
 
 /// `usage: {"include": true}`, as OpenRouter has it: usage with its cost, in streams too.

@@ -1,5 +1,7 @@
 //! The JSON of answers and stream events, as OpenAI's document has it; extensions are named as vLLM names them.
 
+use std::collections::BTreeMap;
+
 use mintage_model::{SampledToken, TextModel, TokenId};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -48,6 +50,21 @@ pub(super) struct Reply<'a, C: Serialize> {
     /// Of a chat, where token ids are asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) prompt_token_ids: Option<&'a [TokenId]>,
+    /// Of a chat, where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) prompt_logprobs: Option<PromptLogprobs>,
+}
+
+/// By token of the prompt, as vLLM has it: ids of the token itself and of alternatives, with what is told of each; `null`
+/// for the first.
+pub(super) type PromptLogprobs = Vec<Option<BTreeMap<TokenId, PromptLogprob>>>;
+
+#[derive(Serialize)]
+pub(super) struct PromptLogprob {
+    pub(super) logprob: f32,
+    /// From 1 on; of the token itself unknown where it is not among the alternatives.
+    pub(super) rank: Option<usize>,
+    pub(super) decoded_token: String,
 }
 
 #[derive(Serialize)]
@@ -156,6 +173,8 @@ pub(super) struct TextChoice {
     pub(super) token_ids: Option<Vec<TokenId>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) prompt_token_ids: Option<Vec<TokenId>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) prompt_logprobs: Option<PromptLogprobs>,
 }
 
 /// The log-probabilities of a plain completion: parallel lists.
@@ -223,6 +242,29 @@ impl TextLogprobs {
             self.push(text, &entry.token, offset + entry.start_char);
         }
     }
+}
+
+/// With at most `top` alternatives each: more of them may be there for other reports.
+pub(super) fn prompt_logprobs(
+    text: &TextModel,
+    tokens: &[SampledToken],
+    top: u8,
+) -> PromptLogprobs {
+    let told = |id, logprob, rank| PromptLogprob {
+        logprob: finite(logprob),
+        rank,
+        decoded_token: token_text(text, id, logprob).token,
+    };
+    let one = |token: &SampledToken| {
+        let logprob = token.logprob?;
+        let ranked = (1..).zip(&token.top).take(usize::from(top));
+        let mut all: BTreeMap<TokenId, PromptLogprob> =
+            ranked.map(|(rank, t)| (t.id, told(t.id, t.logprob, Some(rank)))).collect();
+        let place = token.top.iter().position(|t| t.id == token.id).map(|at| at + 1);
+        all.entry(token.id).or_insert_with(|| told(token.id, logprob, place));
+        Some(all)
+    };
+    tokens.iter().map(one).collect()
 }
 
 pub(super) fn token_ids(entries: &[TokenEntry]) -> Vec<TokenId> {

@@ -72,3 +72,21 @@ async fn sixteen_tokens_by_default() {
     assert_eq!(reply["choices"][0]["text"], "x".repeat(16));
     assert_eq!(reply["choices"][0]["finish_reason"], "length");
 }
+
+#[tokio::test]
+async fn usage_so_far_is_told_with_each_event() {
+    let house = start(says("abc")).await;
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let chat = json!({"stream": true, "stream_options": options});
+    let mut text = chat.clone();
+    text["prompt"] = "Hi".into();
+    for reply in [house.complete(text).await, house.chat(chat).await] {
+        let events: Vec<serde_json::Value> =
+            reply.events().iter().filter_map(|event| serde_json::from_str(event).ok()).collect();
+        let told: Vec<u64> =
+            events.iter().map(|e| e["usage"]["completion_tokens"].as_u64().unwrap()).collect();
+        assert!(told.is_sorted() && told.last() == Some(&4) && told[1] < 4, "{told:?}");
+        let prompt = &events.last().unwrap()["usage"]["prompt_tokens"];
+        assert!(events.iter().all(|e| e["usage"]["prompt_tokens"] == *prompt));
+    }
+}

@@ -271,7 +271,9 @@ impl House {
     /// Sends bytes and reads to the end.
     pub(crate) async fn send(&self, request: &str) -> Reply {
         let bytes = self.exchange(request.as_bytes()).await;
-        Reply::parse(&bytes)
+        let reply = Reply::parse(&bytes);
+        crate::described::check(request, &reply);
+        reply
     }
 
     pub(crate) async fn exchange(&self, request: &[u8]) -> Vec<u8> {

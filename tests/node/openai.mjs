@@ -1,0 +1,100 @@
+// OpenAI's own client for Node against a running server: BASE_URL (ending in /v1), API_KEY, MODEL.
+// MINTAGE_TEST_NODE is the folder whose node_modules holds it. Exit code 0 when everything held.
+
+import assert from "node:assert/strict";
+import { createRequire } from "node:module";
+import path from "node:path";
+
+const require = createRequire(path.join(process.env.MINTAGE_TEST_NODE, "here.js"));
+const OpenAI = require("openai");
+const { BASE_URL, API_KEY, MODEL } = process.env;
+const client = new OpenAI.OpenAI({ baseURL: BASE_URL, apiKey: API_KEY, maxRetries: 0 });
+const messages = [{ role: "user", content: "What is the capital of France? Answer with its name only." }];
+const tools = [{
+  type: "function",
+  function: {
+    name: "get_weather",
+    description: "The weather of a city",
+    parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
+  },
+}];
+
+async function check(name, work) {
+  await work();
+  console.log(`ok ${name}`);
+}
+
+await check("whole", async () => {
+  const answer = await client.chat.completions.create({ model: MODEL, messages, temperature: 0, max_tokens: 16 });
+  assert.match(answer.choices[0].message.content, /Paris/);
+  assert.equal(answer.usage.total_tokens, answer.usage.prompt_tokens + answer.usage.completion_tokens);
+  assert.match(answer._request_id, /./);
+});
+
+await check("stream", async () => {
+  const stream = await client.chat.completions.create({
+    model: MODEL, messages, temperature: 0, max_tokens: 16, stream: true, stream_options: { include_usage: true },
+  });
+  let text = "", usage = null, end = null;
+  for await (const event of stream) {
+    text += event.choices[0]?.delta.content ?? "";
+    end = event.choices[0]?.finish_reason ?? end;
+    usage = event.usage ?? usage;
+  }
+  assert.match(text, /Paris/);
+  assert.equal(end, "stop");
+  assert.ok(usage.completion_tokens > 0);
+});
+
+await check("stream helper", async () => {
+  const stream = client.chat.completions.stream({ model: MODEL, messages, temperature: 0, max_tokens: 16 });
+  let deltas = "";
+  stream.on("content", (delta) => { deltas += delta; });
+  const final = await stream.finalChatCompletion();
+  assert.equal(final.choices[0].message.content, deltas);
+});
+
+await check("tools and their results", async () => {
+  const call = { id: "call_1", type: "function", function: { name: "get_weather", arguments: '{"city":"Paris"}' } };
+  const history = [
+    { role: "user", content: "How is the weather in Paris?" },
+    { role: "assistant", content: null, tool_calls: [call] },
+    { role: "tool", tool_call_id: "call_1", content: "22 degrees and sunny" },
+  ];
+  const answer = await client.chat.completions.create({ model: MODEL, messages: history, tools, temperature: 0, max_tokens: 40 });
+  const { message, finish_reason } = answer.choices[0];
+  assert.ok(message.content || message.tool_calls, JSON.stringify(message));
+  for (const made of message.tool_calls ?? []) assert.equal(typeof JSON.parse(made.function.arguments), "object");
+  assert.ok(["stop", "length", "tool_calls"].includes(finish_reason));
+});
+
+await check("schema", async () => {
+  const schema = { type: "object", properties: { city: { type: "string" } }, required: ["city"], additionalProperties: false };
+  const answer = await client.chat.completions.create({
+    model: MODEL, messages, temperature: 0, max_tokens: 60,
+    response_format: { type: "json_schema", json_schema: { name: "city", strict: true, schema } },
+  });
+  assert.equal(typeof JSON.parse(answer.choices[0].message.content).city, "string");
+});
+
+await check("hanging up", async () => {
+  const stream = await client.chat.completions.create({ model: MODEL, messages, max_tokens: 200, stream: true });
+  for await (const event of stream) if (event.choices[0]?.delta.content) break;
+});
+
+await check("completions and models", async () => {
+  const text = await client.completions.create({ model: MODEL, prompt: "1, 2, 3, 4,", max_tokens: 8, temperature: 0 });
+  assert.match(text.choices[0].text, /5/);
+  const ids = [];
+  for await (const model of client.models.list()) ids.push(model.id);
+  assert.ok(ids.includes(MODEL));
+  assert.equal((await client.models.retrieve(MODEL)).id, MODEL);
+});
+
+await check("errors by class", async () => {
+  const bad = { model: MODEL, messages, temperature: 9 };
+  await assert.rejects(client.chat.completions.create(bad), OpenAI.BadRequestError);
+  await assert.rejects(client.chat.completions.create({ model: "none", messages }), OpenAI.NotFoundError);
+  const stranger = new OpenAI.OpenAI({ baseURL: BASE_URL, apiKey: "sk-wrong", maxRetries: 0 });
+  await assert.rejects(stranger.models.list(), OpenAI.AuthenticationError);
+});
