@@ -5,7 +5,7 @@ use mintage_ledger::TokenUsage;
 use mintage_ledger::price::{Bounds, Charge, PriceDocument, PriceVersion};
 
 /// Whether it is a price list. Panics where what must hold does not.
-pub fn check(data: &[u8]) -> bool {
+pub(super) fn check(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
     let _ = PriceDocument::from_json(text);
     let Ok(document) = PriceDocument::from_toml(text) else { return false };
