@@ -181,20 +181,21 @@ fn write<W: Write>(
 fn write_table(table: &str, rows: &mut impl Read, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "table {table}")?;
     let mut piece = vec![0; PIECE_BYTES];
-    loop {
+    // Behind its end the database's answer is not read again.
+    let mut has_ended = false;
+    while !has_ended {
         let mut length = 0;
-        while length < piece.len() {
-            match rows.read(&mut piece[length..])? {
-                0 => break,
-                count => length += count,
-            }
+        while length < piece.len() && !has_ended {
+            let count = rows.read(&mut piece[length..])?;
+            has_ended = count == 0;
+            length += count;
         }
-        writeln!(out, "{length}")?;
-        out.write_all(&piece[..length])?;
-        if length == 0 {
-            return Ok(());
+        if length > 0 {
+            writeln!(out, "{length}")?;
+            out.write_all(&piece[..length])?;
         }
     }
+    writeln!(out, "0")
 }
 
 fn read_table(

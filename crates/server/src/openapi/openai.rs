@@ -246,7 +246,7 @@ fn chat_request() -> Value {
 fn completion_request() -> Value {
     let tokens = || list(count());
     let own = json!({
-        "prompt": {"anyOf": [text(), list(text()), tokens(), list(tokens())]},
+        "prompt": {"anyOf": [text(), tokens(), list(json!({"anyOf": [text(), tokens()]}))]},
         "suffix": {"type": ["string", "null"]},
         "echo": flag(),
         "best_of": {"type": ["integer", "null"], "minimum": 0, "maximum": 20},

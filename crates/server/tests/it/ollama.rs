@@ -61,7 +61,8 @@ async fn the_last_line_tells_what_it_took() {
         assert_eq!(end["prompt_eval_count"], prompt);
         let ns = |name: &str| end[name].as_u64().unwrap();
         assert!(ns("prompt_eval_duration") >= 20_000_000, "{end}");
-        assert!(ns("eval_duration") >= 25_000_000, "{end}");
+        // The first token's delay began with the prompt's end, which this server may have heard of late.
+        assert!(ns("prompt_eval_duration") + ns("eval_duration") >= 45_000_000, "{end}");
         assert!(ns("total_duration") >= ns("prompt_eval_duration") + ns("eval_duration"));
     }
 }
