@@ -80,7 +80,7 @@ fn read(stream: EventStream) -> Option<Seen> {
                 last = Some(now);
             }
             Poll::Ready(Some(Event::Finished(finish))) => return Some(Seen { finish, gaps }),
-            Poll::Ready(Some(Event::Prefilled { .. })) => {}
+            Poll::Ready(Some(Event::Prefilled { .. } | Event::Vector(_))) => {}
             Poll::Ready(None) => return None,
         }
     }

@@ -422,7 +422,7 @@ fn deliver(senders: &mut HashMap<SequenceId, EventSender>, id: SequenceId, event
 }
 
 /// Ends the stream of a request that the core does not know (any more).
-fn finish_untouched(sender: EventSender, fault: EngineFault) {
+pub(crate) fn finish_untouched(sender: EventSender, fault: EngineFault) {
     sender.finish(Finish {
         reason: FinishReason::Fault(fault),
         usage: Usage::default(),
@@ -430,7 +430,8 @@ fn finish_untouched(sender: EventSender, fault: EngineFault) {
     });
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(text), _) => text,
         (_, Some(text)) => text,

@@ -4,6 +4,7 @@ pub mod forward;
 pub mod perplexity;
 
 pub mod cpu_engine;
+pub mod encode;
 pub mod engine_core;
 pub mod scheduler;
 
@@ -15,6 +16,9 @@ pub mod sampler;
 mod speculation;
 
 pub use cpu_engine::{CpuEngine, CpuEngineConfig, StartError};
+pub use encode::{
+    DecoderVectors, Encode, EncodeShape, Encoder, EncoderEngine, EncoderEngineConfig, VectorHead,
+};
 pub use forward::{
     Batch, BatchSequence, Decoder, DecoderOptions, Forward, ForwardError, KvSize, LoadProgress,
     LogitsBuffer, LogitsFor, MAX_STEP_TOKENS, WeightStorage,

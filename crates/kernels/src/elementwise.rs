@@ -71,6 +71,23 @@ pub fn add_bias(x: &mut [f32], bias: &[f32]) {
     }
 }
 
+/// The same with all threads.
+pub fn add_bias_rows(pool: &Pool, x: &mut [f32], bias: &[f32]) {
+    let cols = bias.len();
+    if cols == 0 {
+        return;
+    }
+    let isa = Isa::best();
+    let rows = x.len() / cols;
+    let x = SharedRows::new(x, cols);
+    pool.for_each(rows, (MIN_ITEMS_PER_THREAD / cols).max(1), &|range| {
+        for row in range {
+            // SAFETY: `for_each` hands each row to one call.
+            add_span(isa, unsafe { x.row(row) }, bias);
+        }
+    });
+}
+
 compiled_per_isa! {
     fn add_span(x: &mut [f32], y: &[f32]) = add_body
 }
@@ -200,6 +217,9 @@ mod tests {
         let mut rows = vec![1.0; 21];
         add_bias(&mut rows, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
         assert_eq!(rows[14..], [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        let mut rows = vec![1.0; 7 * 3000];
+        add_bias_rows(&Pool::new(3), &mut rows, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        assert!(rows.chunks(7).all(|row| row == [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]));
     }
 
     #[test]

@@ -73,11 +73,11 @@ impl<'a> JsonKeys<'a> {
         })
     }
 
-    fn optional(&self, key: &str, limit: u64) -> Result<Option<usize>, ModelError> {
+    pub(crate) fn optional(&self, key: &str, limit: u64) -> Result<Option<usize>, ModelError> {
         self.unsigned(key)?.map(|n| count(&self.key(key), n, limit)).transpose()
     }
 
-    fn required(&self, key: &str, limit: u64) -> Result<usize, ModelError> {
+    pub(crate) fn required(&self, key: &str, limit: u64) -> Result<usize, ModelError> {
         self.optional(key, limit)?.ok_or_else(|| ModelError::MissingKey { key: self.key(key) })
     }
 
@@ -87,11 +87,11 @@ impl<'a> JsonKeys<'a> {
         x.map(|x| rope::in_range(&self.key(key), x as f32, from, to)).transpose()
     }
 
-    fn boolean(&self, key: &str) -> Result<Option<bool>, ModelError> {
+    pub(crate) fn boolean(&self, key: &str) -> Result<Option<bool>, ModelError> {
         self.typed(key, "true or false", Value::as_bool)
     }
 
-    fn string(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
+    pub(crate) fn string(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
         self.typed(key, "a string", Value::as_str)
     }
 
@@ -100,7 +100,7 @@ impl<'a> JsonKeys<'a> {
         Ok(map.map(|map| Self { map, prefix }))
     }
 
-    fn refuse<T>(&self, key: &str, supported: &str) -> Result<T, ModelError> {
+    pub(crate) fn refuse<T>(&self, key: &str, supported: &str) -> Result<T, ModelError> {
         let given = self.map.get(key).map_or_else(|| "absent".to_owned(), shown);
         Err(ModelError::unsupported(format!("`{}`", self.key(key)), given, supported))
     }
@@ -169,13 +169,16 @@ fn family(keys: &JsonKeys<'_>) -> Result<Family, ModelError> {
     let Some(family) = Family::from_name(name) else {
         return keys.refuse("model_type", "qwen2, qwen3, llama");
     };
-    let expected = match family {
-        Family::Qwen2 => "Qwen2ForCausalLM",
-        Family::Qwen3 => "Qwen3ForCausalLM",
-        Family::Llama => "LlamaForCausalLM",
+    // The second is how a model without a head is saved: one that makes vectors.
+    let (expected, headless) = match family {
+        Family::Qwen2 => ("Qwen2ForCausalLM", "Qwen2Model"),
+        Family::Qwen3 => ("Qwen3ForCausalLM", "Qwen3Model"),
+        Family::Llama => ("LlamaForCausalLM", "LlamaModel"),
     };
     let classes = keys.typed("architectures", "a list", Value::as_array)?;
-    if let Some(other) = classes.and_then(|list| list.iter().find(|&name| name != expected)) {
+    if let Some(other) =
+        classes.and_then(|list| list.iter().find(|&name| name != expected && name != headless))
+    {
         return Err(ModelError::unsupported("`architectures`", shown(other), expected));
     }
     Ok(family)

@@ -139,9 +139,9 @@ pub enum ModelError {
         /// The one that starts inside it.
         second: String,
     },
-    /// A tensor that this decoder would have to use and does not know.
+    /// A tensor that the arithmetic would have to use and does not know.
     #[error(
-        "the tensor `{tensor}` has no place in a {family} decoder; \
+        "the tensor `{tensor}` has no place in a {family} model; \
          the model is a variant that is not supported"
     )]
     UnknownTensor {

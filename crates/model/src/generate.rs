@@ -32,7 +32,7 @@ pub struct GenerateRequest {
     pub request_id: String,
     /// The whole prompt, template applied; at least one token.
     pub prompt: Arc<[TokenId]>,
-    /// Upper bound of sampled tokens, at least 1 (0 computes the prompt only, for prompt logprobs).
+    /// Upper bound of sampled tokens, at least 1 (0 computes the prompt only: for prompt logprobs, or its vector).
     pub max_new_tokens: u32,
     /// How the next token is chosen.
     pub sampling: SamplingParams,
@@ -140,7 +140,8 @@ pub struct SampledToken {
     pub top: Vec<TokenLogprob>,
 }
 
-/// What an engine reports, in this order: `Prefilled`, any number of `Token`, `Finished`.
+/// What an engine reports, in this order: `Prefilled`, any number of `Token`, `Finished`. One that makes vectors says
+/// `Vector` in place of tokens.
 ///
 /// A request that ends before its prompt was computed sends only `Finished`.
 #[derive(Clone, Debug, PartialEq)]
@@ -154,6 +155,8 @@ pub enum Event {
     },
     /// A token was sampled.
     Token(SampledToken),
+    /// The prompt's vector: an embedding of length 1, or a score as its only element.
+    Vector(Arc<[f32]>),
     /// The last event.
     Finished(Finish),
 }

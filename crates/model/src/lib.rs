@@ -1,11 +1,12 @@
 //! A model as data and as a contract.
 //!
-//! Data: containers (GGUF, safetensors), the description of a decoder, tokenizer, chat template.
+//! Data: containers (GGUF, safetensors), the description of a decoder or an encoder, tokenizers, chat template.
 //! Contract: [`GenerateRequest`] in, [`Event`]s out, trait [`Engine`].
 //! No arithmetic, no runtime: nothing here multiplies a matrix or spawns a task. (One exception: [`ScriptedEngine`],
 //! which tests stand on, keeps its delays on threads.)
 
 mod decoder;
+mod encoder;
 mod engine;
 mod generate;
 mod grammar;
@@ -26,12 +27,17 @@ mod rope;
 mod safetensors;
 mod text_model;
 mod tokenizer;
+mod vector_text;
 mod weights;
 
 pub use chat::{ChatOptions, ChatTemplate, RenderedPrompt, TemplateError};
 pub use decoder::{
     DType, DecoderConfig, DecoderWeights, Family, LayerWeights, RopeConfig, RopeLayout,
     RopeScaling, TensorView,
+};
+pub use encoder::{
+    EncoderConfig, EncoderFile, EncoderLayerWeights, EncoderWeights, LayerNormView, LinearView,
+    Pooling, WordPiece,
 };
 pub use engine::{
     CancelHandle, Engine, EngineInfo, EngineLoad, EventSender, EventStream, MAX_LOGIT_BIAS,
@@ -56,3 +62,4 @@ pub use tokenizer::{
     DecodeStream, GgufVocabulary, PendingBytes, PreTokenizer, SpecialTokens, TokenKind, Tokenizer,
     TokenizerError,
 };
+pub use vector_text::{EncodedText, Purpose, TooLong, VectorTask, VectorText};

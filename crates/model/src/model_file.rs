@@ -20,7 +20,9 @@ use crate::generation::{self, GenerationDefaults};
 use crate::gguf::{self, GgufHeader, GgufMetadata};
 use crate::mmap::FileBytes;
 use crate::safetensors;
-use crate::weights::{GGUF_NAMES, OutputHead, SAFETENSORS_NAMES, TensorNames, decoder_weights};
+use crate::weights::{
+    GGUF_NAMES, HEADLESS_NAMES, OutputHead, SAFETENSORS_NAMES, TensorNames, decoder_weights,
+};
 
 /// Files one model may be split into.
 pub(crate) const MAX_PARTS: usize = 1000;
@@ -89,6 +91,10 @@ pub enum TextFile {
     ChatTemplate,
     /// `generation_config.json`
     GenerationConfig,
+    /// `modules.json`, which makes a folder one of `sentence-transformers`
+    Modules,
+    /// `config_sentence_transformers.json`
+    SentenceTransformers,
 }
 
 impl TextFile {
@@ -101,6 +107,8 @@ impl TextFile {
             Self::SpecialTokensMap => "special_tokens_map.json",
             Self::ChatTemplate => "chat_template.jinja",
             Self::GenerationConfig => "generation_config.json",
+            Self::Modules => "modules.json",
+            Self::SentenceTransformers => "config_sentence_transformers.json",
         }
     }
 }
@@ -254,6 +262,9 @@ impl ModelFile {
     fn tensor_names(&self) -> &'static TensorNames {
         match self.container {
             Container::Gguf(_) => &GGUF_NAMES,
+            Container::Folder { .. } if self.index.contains_key(HEADLESS_NAMES.token_embedding) => {
+                &HEADLESS_NAMES
+            }
             Container::Folder { .. } => &SAFETENSORS_NAMES,
         }
     }
@@ -446,7 +457,7 @@ fn parse_json(text: &str) -> Result<Value, ModelError> {
 }
 
 /// Reads a text file with a limit; `None` where there is none.
-fn read_text(path: &Path, limit: u64) -> Result<Option<String>, ModelError> {
+pub(crate) fn read_text(path: &Path, limit: u64) -> Result<Option<String>, ModelError> {
     let io = |source| ModelError::Io { path: path.to_owned(), source };
     let file = match File::open(path) {
         Ok(file) => file,
@@ -464,7 +475,8 @@ fn read_text(path: &Path, limit: u64) -> Result<Option<String>, ModelError> {
         .map_err(|_| ModelError::malformed("its text", "is not UTF-8").in_file(path))
 }
 
-fn read_json(path: &Path) -> Result<Option<Value>, ModelError> {
+/// Parses a JSON file; `None` where there is none.
+pub(crate) fn read_json(path: &Path) -> Result<Option<Value>, ModelError> {
     let text = read_text(path, MAX_JSON_BYTES)?;
     text.map(|text| parse_json(&text)).transpose().map_err(|fault| fault.in_file(path))
 }
@@ -597,9 +609,14 @@ fn assemble_safetensors(
         let tensors = safetensors::parse(bytes.bytes()).map_err(|fault| fault.in_file(&path))?;
         parts.push(Part { path, bytes, tensors });
     }
+    let index = index_tensors(&parts)?;
+    // Nothing reads the logits of a model that was saved without a head.
+    let headless = index.contains_key(HEADLESS_NAMES.token_embedding)
+        && !index.contains_key(HEADLESS_NAMES.output);
+    let head = if headless { OutputHead::Tied } else { head };
     finish(ModelFile {
         name: folder.as_ref().and_then(|path| Some(path.file_name()?.to_str()?.to_owned())),
-        index: index_tensors(&parts)?,
+        index,
         parts,
         container: Container::Folder { path: folder, config },
         config: decoder,

@@ -85,7 +85,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<StoredTensor>, ModelError> {
 
     // Both numbers are lengths of parts of `bytes`.
     let data_start = 8 + header.len();
-    let tensors = listed
+    let mut tensors = listed
         .into_iter()
         .map(|(name, tensor)| stored_tensor(name, &tensor, data_start))
         .collect::<Result<Vec<_>, _>>()?;
@@ -96,7 +96,13 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<StoredTensor>, ModelError> {
         let problem = format!("has {data} bytes, of which the header describes {described}");
         return Err(ModelError::malformed("the data", problem));
     }
+    tensors.retain(|tensor| !is_counting(&tensor.name));
     Ok(tensors)
+}
+
+/// Whether a tensor holds nothing but 0, 1, 2, …: positions that old files store as integers.
+fn is_counting(name: &str) -> bool {
+    name.ends_with("embeddings.position_ids")
 }
 
 fn stored_tensor(
@@ -113,6 +119,8 @@ fn stored_tensor(
         "F32" => DType::F32,
         "F16" => DType::F16,
         "BF16" => DType::BF16,
+        // Only counted from 0, and left out below; as bytes two halves.
+        "I64" if is_counting(&name) => DType::F32,
         other => {
             let given = format!("`{other}`");
             return Err(ModelError::unsupported(what("the type"), given, "F32, F16, BF16"));
@@ -128,7 +136,10 @@ fn stored_tensor(
         .map(|&n| usize::try_from(n))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| ModelError::malformed(what("the shape"), "has a dimension above 2^64"))?;
-    let bytes = tensor_bytes(&name, dtype, &shape)?;
+    let mut bytes = tensor_bytes(&name, dtype, &shape)?;
+    if tensor.dtype == "I64" {
+        bytes = bytes.saturating_mul(2);
+    }
     let (begin, end) = tensor.data_offsets;
     if end.checked_sub(begin) != Some(bytes as u64) {
         let problem = format!("are {begin}..{end}, but its shape needs {bytes} bytes");

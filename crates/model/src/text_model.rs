@@ -213,6 +213,7 @@ fn gguf_tokenizer(metadata: GgufMetadata<'_>) -> Result<Tokenizer, TextModelErro
         bos_token_id: id("tokenizer.ggml.bos_token_id")?,
         eos_token_id: id("tokenizer.ggml.eos_token_id")?,
         add_bos_token: metadata.boolean("tokenizer.ggml.add_bos_token")?,
+        add_eos_token: metadata.boolean("tokenizer.ggml.add_eos_token")?,
     })?)
 }
 

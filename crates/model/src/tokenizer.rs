@@ -127,6 +127,7 @@ pub struct Tokenizer {
     bos: Option<TokenId>,
     eos: Option<TokenId>,
     add_bos: bool,
+    tail: Option<TokenId>,
 }
 
 /// States of [`Tokenizer::self_encoding`].
@@ -145,13 +146,16 @@ struct Parts {
     bos: Option<TokenId>,
     eos: Option<TokenId>,
     add_bos: bool,
+    /// Behind every text that becomes a vector.
+    tail: Option<TokenId>,
 }
 
 impl Tokenizer {
     fn from_parts(parts: Parts) -> Result<Self, TokenizerError> {
-        let Parts { vocab, merges, added, pre, normalize_nfc, ignore_merges, bos, eos, add_bos } =
-            parts;
-        for (what, id) in [("bos token id", bos), ("eos token id", eos)] {
+        let Parts { vocab, merges, added, pre, normalize_nfc, ignore_merges, .. } = parts;
+        let Parts { bos, eos, add_bos, tail, .. } = parts;
+        for (what, id) in [("bos token id", bos), ("eos token id", eos), ("last token's id", tail)]
+        {
             if let Some(id) = id.filter(|id| *id as usize >= vocab.len()) {
                 return Err(TokenizerError::IdOutOfRange {
                     what,
@@ -172,6 +176,7 @@ impl Tokenizer {
             ignore_merges,
             bos,
             eos,
+            tail,
         })
     }
 
@@ -329,6 +334,13 @@ impl Tokenizer {
     #[must_use]
     pub fn leading_bos(&self) -> Option<TokenId> {
         self.bos.filter(|_| self.add_bos)
+    }
+
+    /// The token that ends a text that becomes a vector, where the model was trained so (Qwen3-Embedding). Prompts that
+    /// are continued never have it.
+    #[must_use]
+    pub fn trailing(&self) -> Option<TokenId> {
+        self.tail
     }
 
     /// The control and added tokens with their texts.

@@ -67,6 +67,14 @@ pub(crate) const SAFETENSORS_NAMES: TensorNames = TensorNames {
     down: "mlp.down_proj",
 };
 
+/// The same without a head around them: how models that make vectors are published.
+pub(crate) const HEADLESS_NAMES: TensorNames = TensorNames {
+    token_embedding: "embed_tokens.weight",
+    output_norm: "norm.weight",
+    layer: "layers",
+    ..SAFETENSORS_NAMES
+};
+
 /// Ends of the names of tensors that only repeat the configuration.
 const INERT_SUFFIXES: [&str; 3] =
     ["rotary_emb.inv_freq", "attn_rot_embd.weight", "rope_freqs.weight"];

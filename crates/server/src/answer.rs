@@ -153,6 +153,8 @@ impl Choice {
             // Sampled before the engine saw our cancel: counted, but no part of the answer.
             Event::Token(_) if self.stopped.is_some() || self.called_once => {}
             Event::Token(token) => self.token(token),
+            // Of engines that `encode` asks, not this.
+            Event::Vector(_) => {}
             Event::Finished(finish) => {
                 self.ended = true;
                 if self.stopped.is_none() && !self.called_once {

@@ -360,6 +360,7 @@ impl Stream for MeteredStream {
                 }
             }
             Event::Finished(finish) => self.settle(finish),
+            Event::Vector(_) => {}
             Event::Prefilled { cached_tokens, .. } => {
                 if let Some(account) = &mut self.account {
                     account.prefilled(*cached_tokens);
@@ -404,7 +405,7 @@ impl Drop for MeteredStream {
                         Some(Event::Prefilled { cached_tokens, .. }) => {
                             account.prefilled(cached_tokens);
                         }
-                        Some(Event::Token(_)) => {}
+                        Some(Event::Token(_) | Event::Vector(_)) => {}
                         None => break lost(),
                     }
                 }

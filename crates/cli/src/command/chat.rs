@@ -291,6 +291,7 @@ async fn stream(model: &LoadedModel, request: GenerateRequest) -> Result<(String
                 tracing::debug!(after_s = started.elapsed().as_secs_f64(), "prompt computed");
                 continue;
             }
+            Some(Event::Vector(_)) => continue,
             Some(Event::Token(token)) if stop.contains(&token.id) => continue,
             Some(Event::Token(token)) => decoder.push(token.id),
             Some(Event::Finished(finish)) => {

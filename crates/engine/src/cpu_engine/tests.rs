@@ -43,7 +43,7 @@ fn read(mut stream: EventStream) -> (Vec<u32>, Finish) {
     while let Some(event) = next(&mut stream) {
         match event {
             Event::Token(token) => tokens.push(token.id),
-            Event::Prefilled { .. } => {}
+            Event::Prefilled { .. } | Event::Vector(_) => {}
             Event::Finished(finish) => return (tokens, finish),
         }
     }

@@ -113,7 +113,7 @@ fn said(events: &[Event]) -> Vec<Event> {
         Event::Prefilled { prompt_logprobs, .. } => {
             Some(Event::Prefilled { cached_tokens: 0, prompt_logprobs })
         }
-        token @ Event::Token(_) => Some(token),
+        said @ (Event::Token(_) | Event::Vector(_)) => Some(said),
         Event::Finished(_) => None,
     };
     events.iter().filter_map(strip).collect()

@@ -321,6 +321,57 @@ impl Decoder {
         }
     }
 
+    /// As [`Forward::step`], with the hidden states behind the final norm in place of logits: (rows, hidden), row-major.
+    ///
+    /// # Errors
+    /// As [`Forward::step`].
+    pub fn hidden_step(
+        &mut self,
+        batch: &Batch<'_>,
+        hidden: &mut Vec<f32>,
+    ) -> Result<(), ForwardError> {
+        self.check(batch)?;
+        self.layers(batch);
+        let Self { config, pool, weights, buffers: b, .. } = self;
+        let len = batch.logits_rows() * config.hidden_size;
+        hidden.resize(len, 0.0);
+        rms_norm(pool, &b.x[..len], &weights.output_norm, config.rms_norm_eps, hidden);
+        Ok(())
+    }
+
+    /// Row `token` of the output matrix, in f32. `token` is below the vocabulary's size.
+    #[must_use]
+    pub fn output_row(&self, token: usize) -> Vec<f32> {
+        let mut row = vec![0.0; self.config.hidden_size];
+        self.weights.output_matrix().dequantize_row(token, &mut row);
+        row
+    }
+
+    /// All layers over a checked batch; the rows that are asked for end up at the front of `buffers.x`.
+    fn layers(&mut self, batch: &Batch<'_>) {
+        let (rows, kept_rows) = (batch.tokens(), batch.logits_rows());
+        if rows == 0 {
+            return;
+        }
+        self.buffers.grow(&self.config, rows);
+        self.embed(batch);
+        let sequences = attention_sequences(batch, |sequence| sequence.tokens.len());
+        let last = self.config.num_layers - 1;
+        for layer in 0..last {
+            self.project_qkv(layer, batch, rows);
+            self.attend(layer, &sequences, rows);
+            self.feed_forward(layer, rows);
+        }
+        self.project_qkv(last, batch, rows);
+        if kept_rows == 0 {
+            return;
+        }
+        self.keep_logits_rows(batch);
+        let sequences = attention_sequences(batch, BatchSequence::logits_rows);
+        self.attend(last, &sequences, kept_rows);
+        self.feed_forward(last, kept_rows);
+    }
+
     /// Final norm and the output matrix over the first `rows` rows of `x`.
     fn write_logits(&mut self, rows: usize, logits: &mut LogitsBuffer) {
         let Self { config, pool, weights, buffers: b, .. } = self;
@@ -345,29 +396,12 @@ impl Forward for Decoder {
 
     fn step(&mut self, batch: &Batch<'_>, logits: &mut LogitsBuffer) -> Result<(), ForwardError> {
         self.check(batch)?;
-        let (rows, logits_rows) = (batch.tokens(), batch.logits_rows());
-        logits.resize(logits_rows, self.config.vocab_size);
-        if rows == 0 {
-            return Ok(());
+        let rows = batch.logits_rows();
+        logits.resize(rows, self.config.vocab_size);
+        self.layers(batch);
+        if rows > 0 {
+            self.write_logits(rows, logits);
         }
-        self.buffers.grow(&self.config, rows);
-        self.embed(batch);
-        let sequences = attention_sequences(batch, |sequence| sequence.tokens.len());
-        let last = self.config.num_layers - 1;
-        for layer in 0..last {
-            self.project_qkv(layer, batch, rows);
-            self.attend(layer, &sequences, rows);
-            self.feed_forward(layer, rows);
-        }
-        self.project_qkv(last, batch, rows);
-        if logits_rows == 0 {
-            return Ok(());
-        }
-        self.keep_logits_rows(batch);
-        let sequences = attention_sequences(batch, BatchSequence::logits_rows);
-        self.attend(last, &sequences, logits_rows);
-        self.feed_forward(last, logits_rows);
-        self.write_logits(logits_rows, logits);
         Ok(())
     }
 

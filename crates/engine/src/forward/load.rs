@@ -253,12 +253,13 @@ impl Loader<'_> {
     }
 }
 
-fn model_error(tensor: &str, message: String) -> ForwardError {
+/// The file's fault: a tensor, by its field.
+pub(crate) fn model_error(tensor: &str, message: String) -> ForwardError {
     ForwardError::Model { tensor: tensor.into(), message }
 }
 
 /// Shape and byte length: whatever made the view, the kernels read only what is there.
-fn check_shape(
+pub(crate) fn check_shape(
     name: &str,
     view: &TensorView<'_>,
     rows: usize,
@@ -279,7 +280,7 @@ fn check_shape(
 }
 
 /// All rows as f32. The view's shape was checked.
-fn dequantize(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>, ForwardError> {
+pub(crate) fn dequantize(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>, ForwardError> {
     let mut values = vec![0.0; view.rows * view.cols];
     let row_bytes = view.data.len() / view.rows.max(1);
     if row_bytes == 0 {
@@ -305,7 +306,7 @@ fn distinct_kinds(matrices: &[&PackedMatrix]) -> Vec<ActivationKind> {
 }
 
 /// The kernels' name of a stored type: the crates do not know each other.
-fn format_of(dtype: DType) -> Format {
+pub(crate) fn format_of(dtype: DType) -> Format {
     match dtype {
         DType::F32 => Format::F32,
         DType::F16 => Format::F16,

@@ -12,6 +12,7 @@ mod rope;
 pub use batch::{Batch, BatchSequence, LogitsBuffer, LogitsFor};
 pub use decoder::{Decoder, DecoderOptions, KvSize, MAX_STEP_TOKENS};
 pub use load::{LoadProgress, WeightStorage};
+pub(crate) use load::{check_shape, dequantize, format_of, model_error};
 
 use mintage_model::{DecoderConfig, ModelError};
 

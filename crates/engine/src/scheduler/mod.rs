@@ -14,7 +14,7 @@
 //! Invariants ([`Scheduler::check`]): those of the pages; waiting sequences hold no page; the sequence of highest rank
 //! that is not paused can always get its pages, so there is always progress.
 
-mod fair_share;
+pub(crate) mod fair_share;
 mod pages;
 mod sequence;
 mod turns;

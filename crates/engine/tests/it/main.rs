@@ -7,3 +7,4 @@ mod forward_invariance;
 mod grammars;
 mod quantised_quality;
 mod serving;
+mod vectors;

@@ -110,7 +110,7 @@ pub(crate) fn read(mut stream: EventStream) -> (Vec<Event>, Finish) {
             Event::Prefilled { prompt_logprobs, .. } => {
                 events.push(Event::Prefilled { cached_tokens: 0, prompt_logprobs });
             }
-            token @ Event::Token(_) => events.push(token),
+            said @ (Event::Token(_) | Event::Vector(_)) => events.push(said),
         }
     }
     panic!("the stream ended without `Finished`")

@@ -36,6 +36,7 @@ fn text_model() -> Arc<TextModel> {
         bos_token_id: None,
         eos_token_id: Some(END),
         add_bos_token: Some(false),
+        add_eos_token: None,
     };
     let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
     Arc::new(TextModel::new(tokenizer, None, &[END]).unwrap())

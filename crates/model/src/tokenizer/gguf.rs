@@ -26,6 +26,8 @@ pub struct GgufVocabulary<'a> {
     pub eos_token_id: Option<TokenId>,
     /// `tokenizer.ggml.add_bos_token`
     pub add_bos_token: Option<bool>,
+    /// `tokenizer.ggml.add_eos_token`
+    pub add_eos_token: Option<bool>,
 }
 
 impl Tokenizer {
@@ -88,6 +90,7 @@ impl Tokenizer {
             bos: source.bos_token_id,
             eos: source.eos_token_id,
             add_bos: source.add_bos_token.unwrap_or(llama3),
+            tail: source.eos_token_id.filter(|_| source.add_eos_token == Some(true)),
         })
     }
 }

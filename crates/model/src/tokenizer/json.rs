@@ -108,7 +108,7 @@ impl Tokenizer {
             let added = added.iter().find(|t| t.content == token).map(|t| t.id);
             added.or_else(|| file.model.vocab.get(token).copied())
         };
-        let template_bos = post_processor(&file.post_processor)?;
+        let (template_bos, template_tail) = post_processor(&file.post_processor)?;
         let bos = id_of(template_bos.as_deref().or(named(&config, "bos_token")));
         let asks_for_bos = config.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
         Self::from_parts(Parts {
@@ -118,6 +118,7 @@ impl Tokenizer {
             bos,
             eos: id_of(named(&config, "eos_token")),
             add_bos: template_bos.is_some() || asks_for_bos,
+            tail: id_of(template_tail.as_deref()),
             added: added.iter().map(|token| (token.id, token.content.clone())).collect(),
             vocab,
             merges,
@@ -183,16 +184,19 @@ fn pre_tokenizer(value: &Value) -> Result<PreTokenizer, TokenizerError> {
     }
 }
 
-/// The token that the post-processor puts before every text, if any.
-fn post_processor(value: &Value) -> Result<Option<String>, TokenizerError> {
+/// Texts of tokens.
+type Ends = (Option<String>, Option<String>);
+
+/// The tokens that the post-processor puts before and behind every text, if any.
+fn post_processor(value: &Value) -> Result<Ends, TokenizerError> {
     let refuse = || {
         unsupported(
             "post-processor",
             value,
-            "none, `ByteLevel`, a template with one token before the text",
+            "none, `ByteLevel`, a template with at most one token at each end of the text",
         )
     };
-    let mut bos = None;
+    let (mut bos, mut tail) = (None, None);
     let steps = match value.get("processors").and_then(Value::as_array) {
         Some(steps) => steps.as_slice(),
         None => std::slice::from_ref(value),
@@ -204,18 +208,23 @@ fn post_processor(value: &Value) -> Result<Option<String>, TokenizerError> {
                 let single = step.get("single").and_then(Value::as_array).ok_or_else(refuse)?;
                 let special =
                     |item: &Value| Some(item.get("SpecialToken")?.get("id")?.as_str()?.to_owned());
-                match single.as_slice() {
-                    [text] if text.get("Sequence").is_some() => {}
-                    [first, text] if text.get("Sequence").is_some() => {
-                        bos = Some(special(first).ok_or_else(refuse)?);
-                    }
+                let is_text = |item: &Value| item.get("Sequence").is_some();
+                let (first, last) = match single.as_slice() {
+                    [text] if is_text(text) => (None, None),
+                    [first, text] if is_text(text) => (Some(first), None),
+                    [text, last] if is_text(text) => (None, Some(last)),
+                    [first, text, last] if is_text(text) => (Some(first), Some(last)),
                     _ => return Err(refuse()),
-                }
+                };
+                let token = |item: Option<&Value>| {
+                    item.map(|item| special(item).ok_or_else(refuse)).transpose()
+                };
+                (bos, tail) = (token(first)?, token(last)?);
             }
             _ => return Err(refuse()),
         }
     }
-    Ok(bos)
+    Ok((bos, tail))
 }
 
 fn check_model(model: &Model) -> Result<(), TokenizerError> {

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod chat;
 #[cfg(test)]
+mod encoders;
+#[cfg(test)]
 mod folders;
 #[cfg(test)]
 mod gguf_bytes;

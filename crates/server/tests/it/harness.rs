@@ -211,6 +211,7 @@ pub(crate) fn text_model() -> TextModel {
         bos_token_id: None,
         eos_token_id: Some(END),
         add_bos_token: Some(false),
+        add_eos_token: None,
     };
     let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
     TextModel::new(tokenizer, Some(TEMPLATE), &[END]).unwrap()

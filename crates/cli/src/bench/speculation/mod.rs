@@ -269,7 +269,7 @@ pub(super) async fn read(
     let mut first = None;
     while let Some(event) = events.next().await {
         match event {
-            Event::Prefilled { .. } => {}
+            Event::Prefilled { .. } | Event::Vector(_) => {}
             Event::Token(token) => {
                 first.get_or_insert_with(Instant::now);
                 tokens.push(token.id);
