@@ -265,7 +265,8 @@ pub(crate) async fn cancel_batch(
     };
     let changed = on_disk(move || storage.change_batch(&project, &wanted, cancel)).await?;
     let batch = changed.map_err(|error| failed(error, "batch", &id))?;
-    if batch.document.cancelling_at.is_none() {
+    // One that was cancelled before is over too, and says so.
+    if batch.document.status != BatchStatus::Cancelling {
         let status = json!(batch.document.status);
         let status = status.as_str().unwrap_or_default();
         let message = format!("The batch is {status} and can no longer be cancelled.");

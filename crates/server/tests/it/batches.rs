@@ -225,6 +225,11 @@ async fn a_cancelled_batch_keeps_what_was_answered() {
     assert_eq!(reply["status"], "cancelling");
     let batch = house.batch_over(&id).await;
     assert_eq!(batch["status"], "cancelled");
+    let again = house.post(&format!("/v1/batches/{id}/cancel"), json!({})).await;
+    assert_eq!(
+        (again.status, &again.json()["error"]["code"]),
+        (409, &json!("batch_not_cancellable"))
+    );
     let output = house.results(&batch, "output_file_id").await;
     let errors = house.results(&batch, "error_file_id").await;
     let mut all: Vec<&str> = custom_ids(&output).into_iter().chain(custom_ids(&errors)).collect();
