@@ -199,9 +199,9 @@ def report(tally, samples, is_idle, broken, checks, still_same):
 
 
 @contextlib.contextmanager
-def running(options, folder):
+def running(options, folder, arguments=None, environment=None):
     """The server process and its URL; SIGTERM at the end."""
-    server, url = start(options, folder)
+    server, url = start(options, folder, arguments, environment)
     try:
         yield server, url
     finally:
@@ -209,9 +209,11 @@ def running(options, folder):
         server.wait(60)
 
 
-def start(options, folder):
-    command = [options.bin, "up", "--listen", "127.0.0.1:0", "--model", options.model, "--data-dir", folder]
-    environment = {**os.environ, "MINTAGE_BOOTSTRAP_KEY": KEY}
+def start(options, folder, arguments=None, environment=None):
+    """Serves `options.model`, or what `arguments` say."""
+    what = arguments or ["up", "--model", options.model]
+    command = [options.bin, *what, "--listen", "127.0.0.1:0", "--data-dir", folder]
+    environment = {**os.environ, "MINTAGE_BOOTSTRAP_KEY": KEY, **(environment or {})}
     log = open(os.path.join(folder, "server.log"), "w+")
     server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     until = time.monotonic() + 120

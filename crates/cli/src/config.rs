@@ -15,6 +15,7 @@ use mintage_server::{StorageConfig, WebhookPolicy};
 use serde::Deserialize;
 
 use crate::arguments::GlobalArgs;
+use crate::upstreams::{RouteSettings, UpstreamSettings};
 
 /// Bytes of the largest settings file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -36,6 +37,12 @@ pub(crate) struct Settings {
     /// Models to serve; none means the default one.
     #[serde(rename = "model")]
     pub(crate) models: Vec<ModelSettings>,
+    /// Other services that answer under a model's name.
+    #[serde(rename = "upstream")]
+    pub(crate) upstreams: Vec<UpstreamSettings>,
+    /// Names that lead to several models or services.
+    #[serde(rename = "route")]
+    pub(crate) routes: Vec<RouteSettings>,
 }
 
 /// What is logged and how.
@@ -449,13 +456,18 @@ mod tests {
         let text: Vec<String> = REFERENCE.lines().map(uncomment).collect();
         let settings = Settings::parse(&text.join("\n")).unwrap();
         assert_eq!(settings.models.len(), 2);
+        assert_eq!((settings.upstreams.len(), settings.routes.len()), (1, 1));
     }
 
     /// Every setting is in the file: what is left out there cannot be found by its readers.
     #[test]
     fn the_reference_file_is_complete() {
         let expected = [
-            ("[x]\n", "data_dir, log, hub, server, ledger, webhooks, files, batch, engine, model"),
+            (
+                "[x]\n",
+                "data_dir, log, hub, server, ledger, webhooks, files, batch, engine, model, \
+                 upstream, route",
+            ),
             ("[log]\nx = 1", "level, format"),
             ("[hub]\nx = 1", "endpoint, pip_args"),
             (
@@ -476,6 +488,13 @@ mod tests {
                  speculation",
             ),
             ("[[model]]\nx = 1", "source, name, draft"),
+            (
+                "[[upstream]]\nx = 1",
+                "name, base_url, model, context_tokens, max_output_tokens, api_key_env, api_key_file, flavour, \
+                 max_completion_tokens, tokenizer, allow_private_address, connect_timeout_s, first_event_timeout_s, \
+                 idle_timeout_s, max_retries, breaker_failures, breaker_pause_s, max_in_flight, drain_timeout_s",
+            ),
+            ("[[route]]\nx = 1", "name, targets"),
         ];
         for (text, keys) in expected {
             let error = Settings::parse(text).unwrap_err();

@@ -13,6 +13,7 @@ mod logging;
 mod models;
 mod output;
 mod pull_progress;
+mod upstreams;
 
 use std::process::ExitCode;
 

@@ -735,6 +735,11 @@ impl Hold {
         &self.facts
     }
 
+    /// Says anew what made the answer and counted its tokens, where that is known only at its end.
+    pub fn made_by(&mut self, model_digest: Arc<str>) {
+        self.facts.model_digest = model_digest;
+    }
+
     /// What is reserved.
     pub fn quote(&self) -> Quote {
         self.quote

@@ -91,7 +91,8 @@ pub struct RequestFacts {
     pub payer: Payer,
     /// The served model's name.
     pub model: Arc<str>,
-    /// Digest of the model's file.
+    /// Digest of the model's file. Of another service `upstream:HOST/MODEL metered_by=…`, where `upstream` says that the
+    /// service reported the tokens, and `own` that they were counted here.
     pub model_digest: Arc<str>,
     /// The adapter on top of it, or empty.
     pub adapter: Arc<str>,

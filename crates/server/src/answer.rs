@@ -52,7 +52,6 @@ pub(crate) enum Part {
     /// The prompt is computed.
     Prompt { logprobs: Option<Vec<SampledToken>> },
     /// More of what it thinks, or entries of tokens, or both.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what the parser of thinking will say"))]
     Reasoning { text: String, entries: Vec<TokenEntry> },
     /// More text, or entries of tokens, or both. Entries of tokens that call tools come here, with no text.
     Text { text: String, entries: Vec<TokenEntry> },

@@ -91,7 +91,7 @@ impl App {
         webhooks: WebhookPolicy,
         storage: Option<Storage>,
     ) -> Self {
-        let metrics = Arc::new(Metrics::new(models.all()));
+        let metrics = Arc::new(Metrics::new(&models));
         let office = match &access {
             Access::Keys(keys) => {
                 Some(Arc::new(Office::new(Arc::clone(keys), till.books(webhooks))))
@@ -123,7 +123,7 @@ impl App {
 
     /// Whether a model answers to this name.
     pub(crate) fn serves(&self, name: &str) -> bool {
-        self.models.get(name).is_some()
+        self.models.knows(name)
     }
 
     /// Requests that hold an [`Admission`].

@@ -3,7 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::routes::RouteConfig;
 use crate::storage::StorageConfig;
+use crate::upstream::UpstreamConfig;
 use crate::webhooks::WebhookPolicy;
 
 /// Everything the server is told at its start.
@@ -22,6 +24,10 @@ pub struct ServerConfig {
     pub webhooks: WebhookPolicy,
     /// Where files and batches are kept; `None`: there are none.
     pub storage: Option<StorageConfig>,
+    /// Other services that answer under a model's name.
+    pub upstreams: Vec<UpstreamConfig>,
+    /// Names that lead to several models or services.
+    pub routes: Vec<RouteConfig>,
 }
 
 impl Default for ServerConfig {
@@ -33,6 +39,8 @@ impl Default for ServerConfig {
             share_prefix_cache: false,
             webhooks: WebhookPolicy::default(),
             storage: None,
+            upstreams: Vec::new(),
+            routes: Vec::new(),
         }
     }
 }

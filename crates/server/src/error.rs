@@ -50,6 +50,8 @@ pub(crate) enum Fault {
     ShuttingDown,
     /// The request took longer than the server allows.
     Deadline,
+    /// The service behind a model's name failed, or refuses us.
+    BadGateway,
     /// Our fault.
     Internal,
 }
@@ -250,6 +252,21 @@ impl ApiError {
         }
     }
 
+    /// Whether another model or service may answer the same request.
+    pub(crate) fn may_do_elsewhere(&self) -> bool {
+        matches!(
+            self.code,
+            Some(
+                "overloaded"
+                    | "upstream_unavailable"
+                    | "upstream_failed"
+                    | "upstream_timeout"
+                    | "upstream_rate_limited"
+                    | "upstream_refused"
+            )
+        )
+    }
+
     pub(crate) fn status(&self) -> StatusCode {
         match self.fault {
             Fault::Invalid => StatusCode::BAD_REQUEST,
@@ -266,6 +283,7 @@ impl ApiError {
             Fault::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Fault::Overloaded | Fault::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Fault::Deadline => StatusCode::GATEWAY_TIMEOUT,
+            Fault::BadGateway => StatusCode::BAD_GATEWAY,
             Fault::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -277,9 +295,11 @@ impl ApiError {
         match self.fault {
             Fault::Unauthenticated => "authentication_error",
             Fault::Forbidden => "permission_error",
-            Fault::Overloaded | Fault::ShuttingDown | Fault::Deadline | Fault::Internal => {
-                "server_error"
-            }
+            Fault::Overloaded
+            | Fault::ShuttingDown
+            | Fault::Deadline
+            | Fault::BadGateway
+            | Fault::Internal => "server_error",
             _ => "invalid_request_error",
         }
     }

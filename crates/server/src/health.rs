@@ -30,6 +30,6 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Response {
 
 /// Prometheus' text format.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = app.metrics.render(app.models.all());
+    let text = app.metrics.render(&app.models);
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }

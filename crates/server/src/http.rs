@@ -145,7 +145,7 @@ impl Server {
             }
         };
         let gateway = Gateway::new(secret, config.share_prefix_cache);
-        let models = ModelSet::new(models)?;
+        let models = ModelSet::new(models, config.upstreams, config.routes)?;
         let bind_error = |source| ServerError::Bind { address: config.listen, source };
         let listener = listen(config.listen).map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;

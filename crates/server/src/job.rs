@@ -1,34 +1,35 @@
-//! From a parsed request to running choices: find the model, check the context, submit every choice.
+//! From a parsed request to running choices: find who answers, check the context, submit every choice to an engine, or
+//! the whole to another service.
 //!
 //! Not here: text to tokens (the endpoints' business) and the wire format.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Context;
 use std::time::{Duration, Instant};
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
-use futures_core::Stream;
-use futures_util::stream::SelectAll;
+use futures_util::StreamExt;
+use futures_util::stream::{BoxStream, SelectAll};
 use mintage_ledger::limits::Standings;
 use mintage_ledger::{KeptAnswer, TokenUsage};
 use mintage_model::{GenerateRequest, Grammar, Priority, SubmitError, TokenId};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::answer::{Calls, Choice, ChoiceOptions, Part};
 use crate::app::{Admission, App, Phase};
 use crate::auth::Caller;
 use crate::batch::BatchLine;
 use crate::body::read_json;
+use crate::chat::Route;
 use crate::error::{ApiError, Fault};
 use crate::fields::shortened;
 use crate::idempotency::Keeping;
 use crate::metered::{Meter, RequestFacts, Settling};
 use crate::options::{Options, choice_seed};
 use crate::request_id::{RequestId, random_hex};
-use crate::served::{ModelSet, ServedModel};
+use crate::served::{ModelSet, ServedModel, Target};
 use crate::till::{Admitted, Arrival, Settled, unix_ms};
+use crate::upstream::{Bounds, Relay};
 
 /// How long a request asks for money and shares of limits that other gateways have.
 const COVER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,21 +85,65 @@ fn client_name(headers: &HeaderMap) -> Arc<str> {
     value.as_bytes().iter().take(MAX_CLIENT_CHARS).map(harmless).collect::<String>().into()
 }
 
-/// The model of this name.
+/// The model of ours with this name: for what needs an engine or its tokenizer.
 pub(crate) fn find_model(models: &ModelSet, name: &str) -> Result<Arc<ServedModel>, ApiError> {
-    models.get(name).cloned().ok_or_else(|| {
-        let message = format!("The model `{}` does not exist.", shortened(name));
-        let error = ApiError::new(Fault::NotFound, "model_not_found", message);
-        ApiError { param: Some("model".to_owned()), ..error }
-    })
+    match models.get(name) {
+        Some(model) => Ok(Arc::clone(model)),
+        None if models.knows(name) => Err(not_here(name)),
+        None => Err(no_model(name)),
+    }
+}
+
+/// Nothing answers to the name.
+pub(crate) fn no_model(name: &str) -> ApiError {
+    let message = format!("The model `{}` does not exist.", shortened(name));
+    let error = ApiError::new(Fault::NotFound, "model_not_found", message);
+    ApiError { param: Some("model".to_owned()), ..error }
+}
+
+/// What only a model of ours can do.
+pub(crate) fn not_here(name: &str) -> ApiError {
+    let name = shortened(name);
+    let message =
+        format!("`model`: another service answers for `{name}`, so its tokens are not known here.");
+    ApiError::field("model", "unsupported_model", message)
+}
+
+/// Who answers to a name: the first of them, and those that stand in for it.
+pub(crate) fn find_targets(
+    models: &ModelSet,
+    name: &str,
+    id: &str,
+) -> Result<(Target, Vec<Target>), ApiError> {
+    let mut targets = models.targets(name, id);
+    if targets.is_empty() {
+        return Err(no_model(name));
+    }
+    let first = targets.remove(0);
+    Ok((first, targets))
+}
+
+/// Makes the same job for another target. The last ones are those that stand in for it in turn.
+type Again = dyn Fn(&App, Target, Vec<Target>) -> Result<Job, ApiError> + Send + Sync;
+
+/// Who may answer where a target cannot.
+pub(crate) struct Elsewhere {
+    pub(crate) targets: Vec<Target>,
+    pub(crate) again: Arc<Again>,
 }
 
 /// What is to be computed.
 pub(crate) struct Job {
     /// Of the answer, as the client sees it.
     pub(crate) id: String,
-    pub(crate) model: Arc<ServedModel>,
-    /// Each continued `options.n` times.
+    /// As the client named the model.
+    pub(crate) asked: String,
+    pub(crate) target: Target,
+    /// Where another target may answer instead.
+    pub(crate) elsewhere: Option<Elsewhere>,
+    /// What another service is asked; `None` of models of ours.
+    pub(crate) relay: Option<Relay>,
+    /// Empty where another service reads them. Each continued `options.n` times.
     pub(crate) prompts: Vec<Arc<[TokenId]>>,
     /// Tokens that end a choice.
     pub(crate) stop_token_ids: Arc<[TokenId]>,
@@ -142,9 +187,68 @@ impl Job {
         Ok(ids.into())
     }
 
+    /// One that another service answers: what only an engine needs is empty.
+    pub(crate) fn relayed(id: String, asked: &str, relay: Relay, route: Route) -> Self {
+        Self {
+            id,
+            asked: asked.to_owned(),
+            target: Target::Remote(Arc::clone(&relay.remote)),
+            elsewhere: None,
+            relay: Some(relay),
+            prompts: Vec::new(),
+            stop_token_ids: Arc::from([]),
+            max_tokens: None,
+            max_tokens_field: "max_tokens",
+            grammar: None,
+            calls: None,
+            logprobs: None,
+            prompt_logprobs: None,
+            options: Options::default(),
+            stream: false,
+            protocol: route.protocol,
+        }
+    }
+
+    /// The name that answers, prices and records know.
+    pub(crate) fn model_name(&self) -> &str {
+        self.target.name()
+    }
+
+    /// Choices of all prompts.
+    pub(crate) fn choices(&self) -> u32 {
+        let own = || u32::try_from(self.prompts.len()).unwrap_or(u32::MAX);
+        match &self.relay {
+            Some(relay) => relay.ask.choices,
+            None => own().saturating_mul(self.options.n),
+        }
+    }
+
+    fn own(&self) -> Result<&Arc<ServedModel>, ApiError> {
+        match &self.target {
+            Target::Own(model) => Ok(model),
+            Target::Remote(_) => Err(ApiError::internal("a service has no engine")),
+        }
+    }
+
+    /// The same job for the next target, where this one's failure is no reason to give up.
+    pub(crate) fn next(&mut self, app: &App, error: &ApiError) -> Option<Result<Job, ApiError>> {
+        if !error.may_do_elsewhere() {
+            return None;
+        }
+        let Elsewhere { mut targets, again } = self.elsewhere.take()?;
+        let next = (!targets.is_empty()).then(|| targets.remove(0))?;
+        tracing::info!(
+            from = self.model_name(),
+            to = next.name(),
+            why = error.code,
+            "answered elsewhere"
+        );
+        Some(again(app, next, targets))
+    }
+
     /// How many tokens may follow a prompt of this length.
     fn max_new_tokens(&self, app: &App, prompt_tokens: usize) -> Result<u32, ApiError> {
-        let context_length = self.model.engine.info().context_length;
+        let context_length = self.own()?.engine.info().context_length;
         let prompt_tokens = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
         let room = context_length.saturating_sub(prompt_tokens);
         let cap = app.limits.max_output_tokens.unwrap_or(u32::MAX);
@@ -167,6 +271,9 @@ impl Job {
 
     /// The most tokens that all choices can use, prompts included.
     fn most_tokens(&self, app: &App) -> u64 {
+        if let Some(relay) = &self.relay {
+            return relay.bounds.prompt.saturating_add(relay.bounds.all_output());
+        }
         let most = |prompt: &Arc<[TokenId]>| {
             // A prompt that does not fit is refused when it is submitted.
             let output = self.max_new_tokens(app, prompt.len()).unwrap_or(0);
@@ -183,7 +290,7 @@ impl Job {
     ) -> Result<Choices, ApiError> {
         let principal = &incoming.caller.principal;
         if app.till.is_shared() {
-            app.till.prepare(principal, &self.model.name, self.most_tokens(app)).await;
+            app.till.prepare(principal, self.model_name(), self.most_tokens(app)).await;
         }
         let end = Instant::now() + COVER_TIMEOUT;
         loop {
@@ -194,34 +301,79 @@ impl Job {
                         return Err(error);
                     }
                 }
-                submitted => return submitted,
+                Ok(mut choices) => {
+                    choices.opened().await?;
+                    return Ok(choices);
+                }
             }
         }
     }
 
-    /// Submits all choices; if one is refused, those already taken are cancelled (and settled) by being dropped.
     fn submit(&self, app: &App, incoming: &Incoming) -> Result<Choices, ApiError> {
-        let principal = &incoming.caller.principal;
-        let limits: Vec<u32> = self
-            .prompts
-            .iter()
-            .map(|prompt| self.max_new_tokens(app, prompt.len()))
-            .collect::<Result<_, _>>()?;
-        let admitted = self.admit(app, incoming, &limits)?;
-        let metrics = app.metrics.of(&self.model);
+        match &self.relay {
+            Some(relay) => self.submit_remote(app, incoming, relay),
+            None => self.submit_own(app, incoming),
+        }
+    }
+
+    /// Hands the request to another service; whether that answers shows later.
+    fn submit_remote(
+        &self,
+        app: &App,
+        incoming: &Incoming,
+        relay: &Relay,
+    ) -> Result<Choices, ApiError> {
+        let Bounds { prompt, output, .. } = relay.bounds;
+        let admitted = self.admit(app, incoming, prompt, output)?;
+        let (standings, meter) = self.meter(app, incoming, admitted)?;
+        let limit = app.limits.request_timeout;
+        let deadline = self.deadline(app, incoming);
+        let (opening, relaying) = relay.clone().start(&meter, deadline, limit.as_secs());
+        let ending = Ending { phase: app.phase.subscribe(), line: incoming.line.clone() };
+        Ok(Choices { all: relaying.boxed(), opening: Some(opening), meter, standings, ending })
+    }
+
+    fn meter(
+        &self,
+        app: &App,
+        incoming: &Incoming,
+        admitted: Admitted,
+    ) -> Result<(Standings, Meter), ApiError> {
+        let metrics = app.metrics.of(self.model_name());
         let metrics = metrics.ok_or_else(|| ApiError::internal("a model without metrics"))?;
         let facts = RequestFacts {
             request_id: incoming.request_id.clone(),
             response_id: self.id.clone(),
-            principal: Arc::clone(principal),
-            model: self.model.name.clone(),
+            principal: Arc::clone(&incoming.caller.principal),
+            model: self.model_name().to_owned(),
             arrival: incoming.arrival,
             streamed: self.stream,
             batch: incoming.line.is_some(),
             n: self.options.n,
         };
         let standings = admitted.standings;
-        let meter = Meter::new(facts, admitted, metrics, app.settling.clone());
+        Ok((standings, Meter::new(facts, admitted, metrics, app.settling.clone())))
+    }
+
+    fn deadline(&self, app: &App, incoming: &Incoming) -> Instant {
+        match &incoming.line {
+            Some(line) => line.deadline,
+            None => incoming.arrival + app.limits.request_timeout,
+        }
+    }
+
+    /// Submits all choices; if one is refused, those already taken are cancelled (and settled) by being dropped.
+    fn submit_own(&self, app: &App, incoming: &Incoming) -> Result<Choices, ApiError> {
+        let model = self.own()?;
+        let limits: Vec<u32> = self
+            .prompts
+            .iter()
+            .map(|prompt| self.max_new_tokens(app, prompt.len()))
+            .collect::<Result<_, _>>()?;
+        let prompt_tokens = self.prompts.iter().map(|prompt| prompt.len() as u64).sum();
+        let most = limits.iter().copied().max().unwrap_or(0);
+        let admitted = self.admit(app, incoming, prompt_tokens, most)?;
+        let (standings, meter) = self.meter(app, incoming, admitted)?;
         let options = ChoiceOptions {
             stops: self.options.stops.clone(),
             stop_token_ids: Arc::clone(&self.stop_token_ids),
@@ -229,7 +381,7 @@ impl Job {
             request_timeout_s: app.limits.request_timeout.as_secs(),
             calls: self.calls.clone(),
         };
-        let base = self.base_request(app, incoming)?;
+        let base = self.base_request(app, incoming, model)?;
         let mut all = SelectAll::new();
         let mut index = 0;
         for (prompt, max_new_tokens) in self.prompts.iter().zip(limits) {
@@ -240,41 +392,47 @@ impl Job {
                 request.max_new_tokens = max_new_tokens;
                 request.sampling.seed = choice_seed(base.sampling.seed, index);
                 let events =
-                    meter.submit(self.model.engine.as_ref(), index, request).map_err(|error| {
+                    meter.submit(model.engine.as_ref(), index, request).map_err(|error| {
                         meter.forgive();
                         if matches!(error, SubmitError::QueueFull { .. }) {
                             app.metrics.refused("queue_full");
                         }
                         ApiError::refused(error)
                     })?;
-                let text_model = Arc::clone(&self.model.text);
+                let text_model = Arc::clone(&model.text);
                 all.push(Choice::new(index, text_model, events, options.clone()));
                 index += 1;
             }
         }
         let ending = Ending { phase: app.phase.subscribe(), line: incoming.line.clone() };
-        Ok(Choices { all, meter, standings, ending })
+        Ok(Choices { all: all.boxed(), opening: None, meter, standings, ending })
     }
 
     /// Limits, budgets and money let the request in, or say why not.
-    fn admit(&self, app: &App, incoming: &Incoming, limits: &[u32]) -> Result<Admitted, ApiError> {
+    fn admit(
+        &self,
+        app: &App,
+        incoming: &Incoming,
+        prompt_tokens: u64,
+        max_output_tokens: u32,
+    ) -> Result<Admitted, ApiError> {
         let principal = &incoming.caller.principal;
-        if !principal.scopes.allows_model(&self.model.name) {
-            let message = format!("This key is not made for the model `{}`.", self.model.name);
+        let name = self.model_name();
+        let scopes = &principal.scopes;
+        if !(scopes.allows_model(name) || scopes.allows_model(&self.asked)) {
+            let message = format!("This key is not made for the model `{name}`.");
             let error = ApiError::new(Fault::Forbidden, "insufficient_scope", message);
             return Err(ApiError { param: Some("model".to_owned()), ..error });
         }
         let arrival = Arrival {
             response_id: self.id.as_str().into(),
-            model: self.model.name.as_str().into(),
-            model_digest: Arc::clone(&self.model.digest),
+            model: name.into(),
+            model_digest: Arc::clone(self.target.digest()),
             protocol: self.protocol,
             client: Arc::clone(&incoming.client),
-            prompt_tokens: self.prompts.iter().map(|prompt| prompt.len() as u64).sum(),
-            max_output_tokens: limits.iter().copied().max().unwrap_or(0).into(),
-            choices: u32::try_from(self.prompts.len())
-                .unwrap_or(u32::MAX)
-                .saturating_mul(self.options.n),
+            prompt_tokens,
+            max_output_tokens: max_output_tokens.into(),
+            choices: self.choices(),
             batch: incoming.line.is_some(),
         };
         app.till.admit(principal, &arrival).inspect_err(|error| {
@@ -287,7 +445,12 @@ impl Job {
     }
 
     /// What all choices share.
-    fn base_request(&self, app: &App, incoming: &Incoming) -> Result<GenerateRequest, ApiError> {
+    fn base_request(
+        &self,
+        app: &App,
+        incoming: &Incoming,
+        model: &ServedModel,
+    ) -> Result<GenerateRequest, ApiError> {
         let mut random = [0; 8];
         getrandom::fill(&mut random)
             .map_err(|e| ApiError::internal(format!("no random numbers: {e}")))?;
@@ -296,7 +459,7 @@ impl Job {
             request_id: String::new(),
             prompt: Arc::from([]),
             max_new_tokens: 0,
-            sampling: self.options.sampling(&self.model.defaults, random),
+            sampling: self.options.sampling(&model.defaults, random),
             stop_token_ids: Arc::clone(&self.stop_token_ids),
             grammar: self.grammar.clone(),
             logprobs: self.logprobs,
@@ -305,17 +468,16 @@ impl Job {
             tenant: app.gateway.fair_share(&incoming.caller.principal.organisation),
             weight: incoming.caller.principal.weight,
             priority: if incoming.line.is_some() { Priority::Batch } else { Priority::Online },
-            deadline: Some(match &incoming.line {
-                Some(line) => line.deadline,
-                None => incoming.arrival + app.limits.request_timeout,
-            }),
+            deadline: Some(self.deadline(app, incoming)),
         })
     }
 }
 
 /// The running choices of one request, as one stream of parts.
 pub(crate) struct Choices {
-    all: SelectAll<Choice>,
+    all: BoxStream<'static, Result<(u32, Part), ApiError>>,
+    /// Whether another service answers; `None` once it does, and of models of ours.
+    opening: Option<oneshot::Receiver<Result<(), ApiError>>>,
     meter: Meter,
     /// How the tightest limits stood when the request was let in.
     pub(crate) standings: Standings,
@@ -344,14 +506,23 @@ impl Ending {
 }
 
 impl Choices {
+    /// Resolves once an answer has begun, or with why it did not.
+    async fn opened(&mut self) -> Result<(), ApiError> {
+        let Some(opening) = self.opening.take() else { return Ok(()) };
+        tokio::select! {
+            biased;
+            // A task that is gone without a word went with the server.
+            opened = opening => opened.unwrap_or_else(|_| Err(ApiError::shutting_down())),
+            error = self.ending.clone().reached() => Err(error),
+        }
+    }
+
     /// The next part of any choice; `None` after all have ended; an error when a choice broke or the server must end the
     /// request. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Option<Result<(u32, Part), ApiError>> {
-        let all = &mut self.all;
-        let part = std::future::poll_fn(|cx: &mut Context<'_>| Pin::new(&mut *all).poll_next(cx));
         tokio::select! {
             biased;
-            part = part => part,
+            part = self.all.next() => part,
             error = self.ending.clone().reached() => Some(Err(error)),
         }
     }

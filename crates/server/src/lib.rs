@@ -2,7 +2,7 @@
 //!
 //! A request's life: [`http`] bounds it, `auth` decides on the matched route who asks, a dialect (`openai`) parses it into
 //! a valid request, `chat` tokenises it once, `job` gives it a cache domain and submits it, `metered` takes its usage,
-//! `answer` turns tokens back into parts, `respond` settles, and the dialect writes JSON or events.
+//! `answer` turns tokens back into parts (or `upstream` asks another service for them), `respond` settles, and the dialect writes JSON or events.
 //!
 //! Not here: kernels, the engine, model files, prices. Tests run on `ScriptedEngine`.
 //! Invariants: what a client sees never holds an internal error's text; nothing from outside is read, kept or computed
@@ -38,11 +38,13 @@ mod options;
 mod rate_limit;
 mod request_id;
 mod respond;
+mod routes;
 mod sse;
 mod stop;
 mod storage;
 mod structured;
 mod till;
+mod upstream;
 mod webhooks;
 
 pub use admin::{Answer, Books, Office};
@@ -51,7 +53,9 @@ pub use config::{Limits, ServerConfig};
 pub use egress::EgressPolicy;
 pub use http::{Server, ServerError, check_exposure, serve};
 pub use openapi::document as openapi_document;
+pub use routes::{RouteConfig, RouteTarget};
 pub use served::{ModelSetError, ServedModel};
 pub use storage::{StorageConfig, StorageError};
 pub use till::{Billing, PriceSource};
+pub use upstream::{ApiKey, Flavour, OnDisconnect, UpstreamConfig, UpstreamError};
 pub use webhooks::WebhookPolicy;

@@ -1,4 +1,5 @@
-//! The one place where a request's usage is taken: from `Event::Finished`, however the request ends.
+//! The one place where a request's usage is taken: from `Event::Finished`, however the request ends; of a service behind
+//! a model's name, from what [`Relayed`] says.
 //!
 //! What is billed: the prompt once it was computed, and every token sampled. Nothing where a fault of ours came before
 //! the first token or broke an answer that is sent as a whole; of a stream that it broke, what was sent.
@@ -19,6 +20,7 @@ use mintage_model::{
     Timings, Usage,
 };
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use crate::error::ApiError;
 use crate::metrics::{ModelMetrics, Outcome};
@@ -89,6 +91,63 @@ impl Meter {
         Ok(MeteredStream { events: Some(events), account: Some(account) })
     }
 
+    /// A service is asked for at most so many tokens a choice.
+    pub(crate) fn relaying(&self, max_output_tokens: u32) {
+        self.metrics.submitted(max_output_tokens);
+    }
+
+    /// A part of a service's answer was taken: at least so many tokens, of at most `most` in all. `prompt_tokens` are those
+    /// counted here.
+    pub(crate) fn relayed_part(&self, prompt_tokens: u64, tokens: u64, most: u64) {
+        if tokens == 0 {
+            return;
+        }
+        let facts = &self.record.facts;
+        let mut totals = self.record.totals();
+        // As with tokens of our own: the journal never runs ahead of the client.
+        let sent = totals.usage;
+        if let Some(admitted) = totals.admitted.as_mut().filter(|_| facts.streamed) {
+            admitted.progress(sent);
+        }
+        if totals.usage.output == 0 {
+            totals.usage.input = prompt_tokens;
+            if !facts.batch {
+                self.metrics.first_token(facts.arrival.elapsed());
+            }
+        }
+        totals.usage.output = totals.usage.output.saturating_add(tokens).min(most);
+    }
+
+    /// The end of a service's answer; once a request.
+    pub(crate) fn relayed(&self, relayed: Relayed) {
+        let mut totals = self.record.totals();
+        if let Some(admitted) = &mut totals.admitted {
+            admitted.made_by(&relayed.model_digest);
+        }
+        if let Some(usage) = relayed.usage {
+            totals.usage = usage;
+        }
+        let count = |tokens: u64| u32::try_from(tokens).unwrap_or(u32::MAX);
+        let usage = Usage {
+            prompt_tokens: count(totals.usage.prompt()),
+            cached_tokens: count(totals.usage.cached_input),
+            output_tokens: count(totals.usage.completion()),
+        };
+        let timings =
+            Timings { queued: Duration::ZERO, first_token: relayed.first, total: relayed.total };
+        let since_arrival = self.record.facts.arrival.elapsed();
+        self.metrics.finished(relayed.outcome, usage, timings, since_arrival);
+        totals.choices = relayed.choices;
+        totals.first_token = relayed.first;
+        totals.outcome = Some(relayed.outcome);
+        totals.fault = relayed.fault;
+    }
+
+    /// Runs what outlives the client.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.settling.spawn(task.instrument(self.span.clone()));
+    }
+
     /// What is counted so far.
     pub(crate) fn so_far(&self) -> TokenUsage {
         self.record.totals().usage
@@ -113,6 +172,24 @@ impl Meter {
         let pending = admitted.settle(usage, self.record.outcome(&totals), kept);
         Ok(Settling(pending))
     }
+}
+
+/// What a service's answer came to.
+#[derive(Debug)]
+pub(crate) struct Relayed {
+    /// `None`: what was taken of it.
+    pub(crate) usage: Option<TokenUsage>,
+    /// Who answered, and who counted, for the record.
+    pub(crate) model_digest: Arc<str>,
+    pub(crate) outcome: Outcome,
+    /// Choices that came to their end.
+    pub(crate) choices: u32,
+    /// What was wrong with it, for the log.
+    pub(crate) fault: Option<String>,
+    /// From the first attempt to the first token.
+    pub(crate) first: Option<Duration>,
+    /// From the first attempt to the end.
+    pub(crate) total: Duration,
 }
 
 /// Resolves when what was posted is durable. Dropping it undoes nothing.

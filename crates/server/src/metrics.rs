@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use mintage_model::{EngineLoad, Timings, Usage};
 
-use crate::served::ServedModel;
+use crate::served::ModelSet;
+use crate::upstream;
 
 /// Of the answer to a scrape.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -262,16 +263,20 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(models: &[Arc<ServedModel>]) -> Self {
+    /// Of models of ours, then of other services.
+    pub(crate) fn new(models: &ModelSet) -> Self {
+        let own = models.all().iter().map(|model| model.name.clone());
+        let remote = models.remotes().iter().map(|remote| remote.config.name.clone());
+        let names: Vec<String> = own.chain(remote).collect();
         Self {
-            models: models.iter().map(|m| Arc::new(ModelMetrics::new(&m.name))).collect(),
-            names: models.iter().map(|m| m.name.clone()).collect(),
+            models: names.iter().map(|name| Arc::new(ModelMetrics::new(name))).collect(),
+            names,
             refused: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 
-    pub(crate) fn of(&self, model: &ServedModel) -> Option<Arc<ModelMetrics>> {
-        let index = self.names.iter().position(|name| *name == model.name)?;
+    pub(crate) fn of(&self, model: &str) -> Option<Arc<ModelMetrics>> {
+        let index = self.names.iter().position(|name| name == model)?;
         self.models.get(index).cloned()
     }
 
@@ -283,10 +288,15 @@ impl Metrics {
     }
 
     /// The whole page. `models` are those it was made with.
-    pub(crate) fn render(&self, models: &[Arc<ServedModel>]) -> String {
+    pub(crate) fn render(&self, models: &ModelSet) -> String {
         let mut out = String::with_capacity(16 << 10);
+        let own = models.all().iter().map(|model| model.engine.load());
+        let remote = models.remotes().iter().map(|remote| EngineLoad {
+            running: u32::try_from(remote.in_flight()).unwrap_or(u32::MAX),
+            ..EngineLoad::default()
+        });
         let loads: Vec<(&ModelMetrics, EngineLoad)> =
-            self.models.iter().zip(models).map(|(m, s)| (m.as_ref(), s.engine.load())).collect();
+            self.models.iter().map(AsRef::as_ref).zip(own.chain(remote)).collect();
         self.render_gauges(&mut out, &loads);
         self.render_counters(&mut out, &loads);
         // One family after the other, as the format demands, so models are the inner loop.
@@ -315,6 +325,7 @@ impl Metrics {
                 count.load(Ordering::Relaxed),
             );
         }
+        out.push_str(&upstream::render(models.remotes()));
         out
     }
 
@@ -415,7 +426,7 @@ fn line(out: &mut String, name: &str, labels: &str, value: impl std::fmt::Displa
 }
 
 /// A label's value, as the format wants it.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 

@@ -25,6 +25,7 @@ use crate::job::{Choices, Incoming, Job};
 use crate::metered::Settling;
 use crate::rate_limit;
 use crate::sse::{self, EventSource, Framing};
+use crate::structured;
 use crate::till::Settled;
 
 /// Writes an answer as a dialect does.
@@ -49,6 +50,9 @@ pub(crate) trait Writer: Send + 'static {
 
     /// Writes the body of a whole answer; one [`Answer`] a choice, in order.
     fn whole(&mut self, answers: Vec<Answer>, settled: &Settled) -> Result<Vec<u8>, ApiError>;
+
+    /// Another target answers than the one for which it was made.
+    fn answered_by(&mut self, _job: &Job) {}
 
     /// Tells of the tenant's limits in the answer's headers.
     fn headers(&self, standings: &Standings, headers: &mut HeaderMap) {
@@ -129,14 +133,24 @@ impl Frames {
     }
 }
 
-/// Submits the job and answers. Nothing is sent before the job was admitted.
+/// Submits the job and answers. Nothing is sent before the job was admitted, and nothing is tried elsewhere after that.
 pub(crate) async fn respond<W: Writer>(
     app: &App,
     incoming: Incoming,
-    job: Job,
+    mut job: Job,
     mut writer: W,
 ) -> Result<Response, ApiError> {
-    let choices = job.submit_covered(app, &incoming).await?;
+    let choices = loop {
+        let error = match job.submit_covered(app, &incoming).await {
+            Ok(choices) => break choices,
+            Err(error) => error,
+        };
+        match structured::blocking(|| job.next(app, &error)) {
+            Some(next) => job = next?,
+            None => return Err(error),
+        }
+        writer.answered_by(&job);
+    };
     let mut headers = HeaderMap::new();
     writer.headers(&choices.standings, &mut headers);
     let mut response = if job.stream {
@@ -186,8 +200,7 @@ pub(crate) fn json_response(bytes: Vec<u8>) -> Response {
 }
 
 async fn read(job: &Job, choices: &mut Choices) -> Result<Vec<Answer>, ApiError> {
-    let count = job.prompts.len().saturating_mul(job.options.n as usize);
-    let mut answers = vec![Answer::default(); count];
+    let mut answers = vec![Answer::default(); job.choices() as usize];
     while let Some(part) = choices.next().await {
         let (index, part) = part?;
         if let Some(answer) = answers.get_mut(index as usize) {

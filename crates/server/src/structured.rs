@@ -71,7 +71,7 @@ pub(crate) fn compile(
 }
 
 /// Small bodies are understood on the threads that serve: those are given to others while one of them waits.
-fn blocking<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
     let runtime = Handle::try_current().map(|handle| handle.runtime_flavor());
     match runtime {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),

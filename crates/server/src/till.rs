@@ -341,6 +341,13 @@ impl Admitted {
         }
     }
 
+    /// Says anew, for the record, what made the answer and counted its tokens.
+    pub(crate) fn made_by(&mut self, model_digest: &Arc<str>) {
+        if let Some(hold) = &mut self.hold {
+            hold.made_by(Arc::clone(model_digest));
+        }
+    }
+
     /// What `usage` costs, were it settled now.
     pub(crate) fn preview(&self, usage: TokenUsage) -> Settled {
         let cost = self.hold.as_ref().map(|hold| hold.preview(&usage));

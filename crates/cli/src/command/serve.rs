@@ -10,7 +10,7 @@ use mintage_engine::CpuEngine;
 use mintage_hub::{Hub, ModelRef};
 use mintage_ledger::DirectoryStore;
 use mintage_model::{Engine, GrammarCompiler, GrammarLimits};
-use mintage_server::{Access, Billing, Limits, ServedModel, Server, ServerConfig};
+use mintage_server::{Access, Billing, Limits, ServedModel, Server, ServerConfig, UpstreamConfig};
 
 use crate::command::up::ServingArgs;
 use crate::config::{ModelSettings, Settings};
@@ -20,6 +20,7 @@ use crate::load;
 use crate::models::DEFAULT_MODEL;
 use crate::output;
 use crate::pull_progress::PullProgress;
+use crate::upstreams;
 
 /// What engines get to end after the server has drained.
 const ENGINE_DRAIN: Duration = Duration::from_secs(2);
@@ -54,6 +55,18 @@ pub(crate) enum Greeting {
 struct Fleet {
     served: Vec<ServedModel>,
     engines: Vec<Arc<CpuEngine>>,
+    /// Other services.
+    upstreams: Vec<UpstreamConfig>,
+}
+
+impl Fleet {
+    /// What clients can ask for.
+    fn names(&self, settings: &Settings) -> Vec<String> {
+        let models = self.served.iter().map(|model| model.name.clone());
+        let upstreams = self.upstreams.iter().map(|upstream| upstream.name.clone());
+        let routes = settings.routes.iter().map(|route| route.name.clone());
+        models.chain(upstreams).chain(routes).collect()
+    }
 }
 
 pub(crate) fn run(mut settings: Settings, args: &ServeArgs) -> Result<()> {
@@ -73,7 +86,7 @@ pub(crate) fn start(settings: &Settings, greeting: Greeting) -> Result<()> {
     let bootstrapped = keys_folder::import_bootstrap(&keys)?;
     ensure_free(listen)?;
     let fleet = load_models(settings)?;
-    let names: Vec<String> = fleet.served.iter().map(|model| model.name.clone()).collect();
+    let names = fleet.names(settings);
     let first = match access {
         Access::Open => FirstKey::NotNeeded,
         Access::Keys(_) if bootstrapped => FirstKey::Bootstrap,
@@ -81,9 +94,10 @@ pub(crate) fn start(settings: &Settings, greeting: Greeting) -> Result<()> {
     };
     let billing = ledger_folder::billing(settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let Fleet { served, engines } = fleet;
+    let Fleet { served, engines, upstreams } = fleet;
+    let config = ServerConfig { upstreams, ..server_config(settings) };
     let outcome = runtime.block_on(async {
-        let server = bind(settings, served, access, billing.clone(), &keys, &first)?;
+        let server = bind(config, served, access, billing.clone(), &keys, &first)?;
         output::print(&greet(greeting, server.local_addr(), &names, &first))?;
         tracing::info!(address = %server.local_addr(), models = ?names, "serving");
         server.run(shutdown_signal()).await;
@@ -100,14 +114,14 @@ pub(crate) fn start(settings: &Settings, greeting: Greeting) -> Result<()> {
 
 /// A key that nobody has seen must not stay: if the server does not start, it is revoked.
 fn bind(
-    settings: &Settings,
+    config: ServerConfig,
     served: Vec<ServedModel>,
     access: Access,
     billing: Option<Billing>,
     keys: &DirectoryStore,
     first: &FirstKey,
 ) -> Result<Server> {
-    let bound = Server::bind(server_config(settings), served, access, billing);
+    let bound = Server::bind(config, served, access, billing);
     if let (Err(_), FirstKey::Created(key)) = (&bound, first) {
         keys.revoke_key(&key.info.id, now_unix())?;
     }
@@ -116,6 +130,7 @@ fn bind(
 
 fn server_config(settings: &Settings) -> ServerConfig {
     let (webhooks, storage) = (settings.webhooks.policy(), settings.storage());
+    let routes = upstreams::routes(&settings.routes);
     let settings = &settings.server;
     ServerConfig {
         listen: settings.listen,
@@ -133,6 +148,8 @@ fn server_config(settings: &Settings) -> ServerConfig {
         share_prefix_cache: settings.share_prefix_cache,
         webhooks,
         storage,
+        upstreams: Vec::new(),
+        routes,
     }
 }
 
@@ -157,7 +174,9 @@ fn ensure_free(listen: SocketAddr) -> Result<()> {
 fn load_models(settings: &Settings) -> Result<Fleet> {
     let hub = Hub::open(settings.hub_config())?;
     let default = [ModelSettings { source: DEFAULT_MODEL.to_owned(), name: None, draft: None }];
-    let wanted = if settings.models.is_empty() { &default[..] } else { &settings.models[..] };
+    let needs_default = settings.models.is_empty() && settings.upstreams.is_empty();
+    let wanted = if needs_default { &default[..] } else { &settings.models[..] };
+    let upstreams = upstreams::configs(&settings.upstreams, &hub)?;
     // All of them are fetched before the first is loaded: loading takes memory, fetching may fail.
     let mut resolved = Vec::new();
     for wanted in wanted {
@@ -168,7 +187,7 @@ fn load_models(settings: &Settings) -> Result<Fleet> {
         };
         resolved.push((wanted, hub.resolve(&reference, &PullProgress::new())?, draft));
     }
-    let mut fleet = Fleet { served: Vec::new(), engines: Vec::new() };
+    let mut fleet = Fleet { served: Vec::new(), engines: Vec::new(), upstreams };
     for (wanted, model, draft) in resolved {
         let name = wanted.name.clone().unwrap_or_else(|| model.name.to_string());
         let loaded = load::engine(&settings.engine, &model, draft.as_ref(), &name)?;

@@ -22,7 +22,7 @@ fn kind(error: &ApiError) -> &'static str {
         (Fault::RateLimited, _) => "rate_limit_error",
         (Fault::Overloaded | Fault::ShuttingDown, _) => "overloaded_error",
         (Fault::Deadline | Fault::BodyTimeout, _) => "timeout_error",
-        (Fault::Internal, _) => "api_error",
+        (Fault::Internal | Fault::BadGateway, _) => "api_error",
         (
             Fault::Invalid
             | Fault::MethodNotAllowed
@@ -80,5 +80,6 @@ mod tests {
         check(Fault::Overloaded, "overloaded", "overloaded_error");
         check(Fault::Deadline, "request_timeout", "timeout_error");
         check(Fault::Internal, "internal_error", "api_error");
+        check(Fault::BadGateway, "upstream_failed", "api_error");
     }
 }

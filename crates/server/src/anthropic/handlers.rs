@@ -49,8 +49,8 @@ pub(crate) async fn count_tokens(
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
     let count = move || {
         let request = MessagesRequest::parse(&body, Purpose::Count)?;
-        let job = chat::prepare(&shared, request.chat, ROUTE)?;
-        Ok(job.prompts.iter().map(|prompt| prompt.len()).sum::<usize>())
+        let (_, tokens) = chat::count(&shared, &request.chat)?;
+        Ok(tokens.len())
     };
     let tokens = app.on_text_thread(incoming.body.len(), count).await?;
     Ok(error::json(json!({"input_tokens": tokens})))

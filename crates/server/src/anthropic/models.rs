@@ -1,7 +1,5 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`, for who sends `anthropic-version`.
 
-use std::sync::Arc;
-
 use axum::extract::{Query, Request};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -11,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::app::App;
 use crate::error::{ApiError, json};
 use crate::fields::shortened;
-use crate::job::find_model;
-use crate::served::ServedModel;
+use crate::job::no_model;
+use crate::served::Listed;
 
 const VERSION: &str = "anthropic-version";
 /// Anthropic's own default and limit.
@@ -49,14 +47,15 @@ pub(crate) fn is_asked(headers: &HeaderMap) -> bool {
     headers.contains_key(VERSION)
 }
 
-fn describe(model: &ServedModel, id: &str) -> Model {
+/// `id`: as it was asked for, which may be an alias.
+fn describe(model: &Listed, id: &str) -> Model {
     Model {
         r#type: "model",
         id: id.to_owned(),
         display_name: model.name.clone(),
         created_at: utc_text(model.created_unix.saturating_mul(1000)),
         lifecycle: "active",
-        max_input_tokens: model.engine.info().context_length,
+        max_input_tokens: model.context_length,
     }
 }
 
@@ -71,7 +70,7 @@ pub(crate) fn list_models(app: &App, request: &Request) -> Result<Response, ApiE
         let message = format!("`limit` must be an integer from 1 to {MAX_PAGE}, not {limit}.");
         return Err(ApiError::field("limit", "invalid_value", message));
     }
-    let all = app.models.all();
+    let all = app.models.listed();
     let place = |field: &'static str, id: &Option<String>| match id {
         None => Ok(None),
         Some(id) => match all.iter().position(|model| model.name == *id) {
@@ -89,7 +88,7 @@ pub(crate) fn list_models(app: &App, request: &Request) -> Result<Response, ApiE
         (None, Some(before)) => (before.saturating_sub(limit), before),
         (None, None) => (0, limit.min(all.len())),
     };
-    let page: &[Arc<ServedModel>] = all.get(from..to).unwrap_or(&[]);
+    let page: &[Listed] = all.get(from..to).unwrap_or(&[]);
     let has_more = if after.is_none() && before.is_some() { from > 0 } else { to < all.len() };
     Ok(json(Page {
         data: page.iter().map(|model| describe(model, &model.name)).collect(),
@@ -101,5 +100,6 @@ pub(crate) fn list_models(app: &App, request: &Request) -> Result<Response, ApiE
 
 /// One model.
 pub(crate) fn get_model(app: &App, id: &str) -> Result<Response, ApiError> {
-    Ok(json(describe(&*find_model(&app.models, id)?, id)))
+    let model = app.models.listing(id).ok_or_else(|| no_model(id))?;
+    Ok(json(describe(&model, id)))
 }

@@ -68,7 +68,7 @@ impl MessageWriter {
     pub(super) fn new(job: &Job, request_id: &str, eager: Eager) -> Self {
         Self {
             id: job.id.clone(),
-            model: job.model.name.clone(),
+            model: job.model_name().to_owned(),
             request_id: request_id.to_owned(),
             eager,
             next_index: 0,
@@ -227,6 +227,10 @@ impl Writer for MessageWriter {
             content.push(Block::ToolUse { id: call.id, name: call.name, input });
         }
         json_bytes(&self.message(content, answer.end.into(), &settled.usage))
+    }
+
+    fn answered_by(&mut self, job: &Job) {
+        job.model_name().clone_into(&mut self.model);
     }
 
     fn headers(&self, standings: &Standings, headers: &mut HeaderMap) {

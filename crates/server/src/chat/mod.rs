@@ -10,10 +10,10 @@ mod tools;
 
 use std::sync::Arc;
 
-use mintage_model::TokenId;
+use mintage_model::{TextModel, TokenId};
 
 pub(crate) use prompt::{
-    Prompt, TokenisedPrompt, infill as tokenise_infill, text as tokenise_text,
+    Prompt, TokenisedPrompt, count as count_texts, infill as tokenise_infill, text as tokenise_text,
 };
 pub(crate) use request::{
     ChatRequest, Format, Message, Reasoning, Role, Tool, ToolCall, ToolChoice,
@@ -23,9 +23,10 @@ pub(crate) use tools::{CallEvent, CallParser};
 use crate::answer::Calls;
 use crate::app::App;
 use crate::error::ApiError;
-use crate::job::{Job, find_model, response_id};
-use crate::served::ServedModel;
+use crate::job::{Elsewhere, Job, find_targets, not_here, response_id};
+use crate::served::{ServedModel, Target};
 use crate::structured;
+use crate::upstream::{self, Bounds, Relay, RemoteModel};
 
 /// What a dialect's route is called.
 #[derive(Clone, Copy, Debug)]
@@ -36,35 +37,97 @@ pub(crate) struct Route {
     pub(crate) id_prefix: &'static str,
 }
 
-/// Finds the model, renders the messages and tokenises them. On a text thread: it may take milliseconds.
+/// What is asked: a chat, or a text that is continued.
+#[derive(Clone)]
+enum Asked {
+    Chat,
+    Text { prompt: Prompt, suffix: Option<String> },
+}
+
+/// Finds who answers and makes the request ready: a model of ours gets tokens, another service text. On a text thread: it
+/// may take milliseconds.
 pub(crate) fn prepare(app: &App, request: ChatRequest, route: Route) -> Result<Job, ApiError> {
-    let model = find_model(&app.models, &request.model)?;
-    refuse_unsupported(&request)?;
-    let prompt = prompt::chat(&model, &request)?;
-    job(model, request, prompt, route)
+    prepare_asked(app, request, Asked::Chat, route)
 }
 
-/// The prompt of a chat, without more: what it would be billed for.
-pub(crate) fn tokens(
-    model: &ServedModel,
-    request: &ChatRequest,
-) -> Result<Arc<[TokenId]>, ApiError> {
-    prompt::chat(model, request)
-}
-
-fn job(
-    model: Arc<ServedModel>,
+/// The same for a text that is continued as it stands: of `request`, messages and what is said of them do not count. With
+/// a `suffix` the model fills in what is missing between the two.
+pub(crate) fn prepare_text(
+    app: &App,
     request: ChatRequest,
-    prompt: Arc<[TokenId]>,
+    prompt: Prompt,
+    suffix: Option<&str>,
     route: Route,
 ) -> Result<Job, ApiError> {
-    let grammar = structured::compile(&model, &request.format, &request.format_field)?;
-    let calls = calls(&model, &request);
+    let suffix = suffix.map(str::to_owned);
+    prepare_asked(app, request, Asked::Text { prompt, suffix }, route)
+}
+
+fn prepare_asked(
+    app: &App,
+    request: ChatRequest,
+    asked: Asked,
+    route: Route,
+) -> Result<Job, ApiError> {
+    let id = response_id(route.id_prefix);
+    let (first, others) = find_targets(&app.models, &request.model, &id)?;
+    let again = Arc::new((request, asked, id));
+    on_target(app, &again, first, others, route)
+}
+
+/// Makes the job for one target; the others stand in for it.
+fn on_target(
+    app: &App,
+    again: &Arc<(ChatRequest, Asked, String)>,
+    target: Target,
+    others: Vec<Target>,
+    route: Route,
+) -> Result<Job, ApiError> {
+    let (request, asked, id) = &**again;
+    let mut job = match &target {
+        Target::Own(model) => on_own(model, request.clone(), asked, id.clone(), route)?,
+        Target::Remote(remote) => on_remote(app, remote, request, asked, id.clone(), route)?,
+    };
+    if !others.is_empty() {
+        let again = Arc::clone(again);
+        let again = Arc::new(move |app: &App, target: Target, others: Vec<Target>| {
+            on_target(app, &again, target, others, route)
+        });
+        job.elsewhere = Some(Elsewhere { targets: others, again });
+    }
+    Ok(job)
+}
+
+fn on_own(
+    model: &Arc<ServedModel>,
+    mut request: ChatRequest,
+    asked: &Asked,
+    id: String,
+    route: Route,
+) -> Result<Job, ApiError> {
+    refuse_unsupported(&request)?;
+    let prompt = match asked {
+        Asked::Chat => prompt::chat(&model.text, &request)?,
+        Asked::Text { prompt, suffix } => {
+            let vocab_size = model.engine.info().vocab_size;
+            let mut prompt = tokenise_text(model, 0, prompt, false, vocab_size)?;
+            if let Some(suffix) = suffix {
+                prompt = tokenise_infill(model, &prompt, suffix)?;
+                request.options.stop_token_ids.extend(model.text.infill_end_ids());
+            }
+            prompt.tokens
+        }
+    };
+    let grammar = structured::compile(model, &request.format, &request.format_field)?;
+    let calls = calls(model, &request);
     Ok(Job {
-        id: response_id(route.id_prefix),
+        id,
         calls,
-        stop_token_ids: Job::stop_tokens(&model, &request.options)?,
-        model,
+        stop_token_ids: Job::stop_tokens(model, &request.options)?,
+        asked: request.model,
+        target: Target::Own(Arc::clone(model)),
+        elsewhere: None,
+        relay: None,
         prompts: vec![prompt],
         max_tokens: request.max_tokens,
         max_tokens_field: request.max_tokens_field,
@@ -77,6 +140,95 @@ fn job(
     })
 }
 
+fn on_remote(
+    app: &App,
+    remote: &Arc<RemoteModel>,
+    request: &ChatRequest,
+    asked: &Asked,
+    id: String,
+    route: Route,
+) -> Result<Job, ApiError> {
+    let config = &remote.config;
+    let limit = Limit::of(app, remote, request.max_tokens, request.max_tokens_field)?;
+    let tokenizer = config.tokenizer.as_deref();
+    let (ask, prompt, own_prompt) = match asked {
+        Asked::Chat => {
+            let (ask, prompt) = upstream::chat(config, request, limit.sent)?;
+            let own = tokenizer.map(|text| prompt::chat(text, request)).transpose()?;
+            (ask, prompt, own.map(|tokens| tokens.len() as u64))
+        }
+        Asked::Text { prompt, suffix } => {
+            let format = Some((&request.format, request.format_field.as_str()));
+            let prompts = std::slice::from_ref(prompt);
+            let suffix = suffix.as_deref();
+            let (ask, most) =
+                upstream::text(config, prompts, suffix, &request.options, format, limit.sent)?;
+            (ask, most, tokenizer.map(|text| prompt::count(text, prompts)))
+        }
+    };
+    let choices = ask.choices;
+    let bounds = Bounds { prompt, output: limit.most, choices, own_prompt };
+    Ok(Job {
+        max_tokens: request.max_tokens,
+        max_tokens_field: request.max_tokens_field,
+        options: request.options.clone(),
+        stream: request.stream,
+        ..Job::relayed(id, &request.model, Relay { remote: Arc::clone(remote), ask, bounds }, route)
+    })
+}
+
+/// Tokens of an answer of another service.
+pub(crate) struct Limit {
+    /// What the service is told; `None` leaves it to the context.
+    pub(crate) sent: Option<u32>,
+    /// The most that it can come to.
+    pub(crate) most: u32,
+}
+
+impl Limit {
+    /// `asked`: by the client, under the name `field`.
+    pub(crate) fn of(
+        app: &App,
+        remote: &RemoteModel,
+        asked: Option<u32>,
+        field: &'static str,
+    ) -> Result<Self, ApiError> {
+        let config = &remote.config;
+        let of_server = app.limits.max_output_tokens;
+        let cap = [of_server, config.max_output_tokens].into_iter().flatten().min();
+        let cap = cap.unwrap_or(u32::MAX).min(config.context_length);
+        match asked {
+            Some(asked) if asked > cap => {
+                let name = &config.name;
+                let message =
+                    format!("`{field}` is limited to {cap} for the model `{name}`, not {asked}.");
+                Err(ApiError::field(field, "invalid_value", message))
+            }
+            Some(asked) => Ok(Self { sent: Some(asked), most: asked }),
+            None => Ok(Self { sent: (cap < config.context_length).then_some(cap), most: cap }),
+        }
+    }
+}
+
+/// The prompt of a chat, without more: what it would be billed for.
+pub(crate) fn tokens(text: &TextModel, request: &ChatRequest) -> Result<Arc<[TokenId]>, ApiError> {
+    prompt::chat(text, request)
+}
+
+/// The same for whoever answers to the model's name, with what made it tokens.
+pub(crate) fn count(
+    app: &App,
+    request: &ChatRequest,
+) -> Result<(Arc<TextModel>, Arc<[TokenId]>), ApiError> {
+    // Whoever is healthy: all targets of a route are as good for that.
+    let (first, others) = find_targets(&app.models, &request.model, "")?;
+    let mut all = std::iter::once(first).chain(others);
+    let text = all.find_map(|target| target.text().cloned());
+    let text = text.ok_or_else(|| not_here(&request.model))?;
+    let tokens = tokens(&text, request)?;
+    Ok((text, tokens))
+}
+
 /// The calls to look for: of models whose template shows them as Hermes does.
 fn calls(model: &ServedModel, request: &ChatRequest) -> Option<Calls> {
     let source = model.text.template()?.source();
@@ -86,26 +238,6 @@ fn calls(model: &ServedModel, request: &ChatRequest) -> Option<Calls> {
         names: request.tools.iter().map(|tool| tool.name.clone()).collect(),
         parallel: request.parallel_tool_calls,
     })
-}
-
-/// The same for a text that is continued as it stands: of `request`, messages and what is said of them do not count. With
-/// a `suffix` the model fills in what is missing between the two.
-pub(crate) fn prepare_text(
-    app: &App,
-    mut request: ChatRequest,
-    prompt: Prompt,
-    suffix: Option<&str>,
-    route: Route,
-) -> Result<Job, ApiError> {
-    let model = find_model(&app.models, &request.model)?;
-    refuse_unsupported(&request)?;
-    let vocab_size = model.engine.info().vocab_size;
-    let mut prompt = tokenise_text(&model, 0, &prompt, false, vocab_size)?;
-    if let Some(suffix) = suffix {
-        prompt = tokenise_infill(&model, &prompt, suffix)?;
-        request.options.stop_token_ids.extend(model.text.infill_end_ids());
-    }
-    job(model, request, prompt.tokens, route)
 }
 
 /// What a chat can ask for and this server cannot do yet: refused by name, never ignored.

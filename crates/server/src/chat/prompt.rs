@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use mintage_model::{ChatError, ChatOptions, SpecialTokens, TokenId};
+use mintage_model::{ChatError, ChatOptions, SpecialTokens, TextModel, TokenId};
 use serde_json::Value;
 
 use crate::auth::now_unix;
@@ -29,7 +29,7 @@ pub(crate) struct TokenisedPrompt {
 }
 
 /// Renders a chat and tokenises it.
-pub(super) fn chat(model: &ServedModel, request: &ChatRequest) -> Result<Arc<[TokenId]>, ApiError> {
+pub(super) fn chat(text: &TextModel, request: &ChatRequest) -> Result<Arc<[TokenId]>, ApiError> {
     let mut variables = serde_json::Map::new();
     if let Some(enable) = request.reasoning.enabled {
         variables.insert("enable_thinking".to_owned(), enable.into());
@@ -44,10 +44,10 @@ pub(super) fn chat(model: &ServedModel, request: &ChatRequest) -> Result<Arc<[To
     let shown = request.tools.iter().filter(|_| request.tool_choice != ToolChoice::None);
     let tools: Vec<Value> = shown.map(|tool| tool.json.clone()).collect();
     let tools = (!tools.is_empty()).then_some(tools.as_slice());
-    match model.text.encode_chat(&messages, tools, &options) {
+    match text.encode_chat(&messages, tools, &options) {
         Ok(mut tokens) => {
             if let Some(begun) = begun {
-                tokens.extend(model.text.tokenizer().encode(&begun.text, SpecialTokens::AsText));
+                tokens.extend(text.tokenizer().encode(&begun.text, SpecialTokens::AsText));
             }
             Ok(tokens.into())
         }
@@ -58,6 +58,15 @@ pub(super) fn chat(model: &ServedModel, request: &ChatRequest) -> Result<Arc<[To
             Err(ApiError::field("messages", "invalid_value", format!("`messages`: {error}.")))
         }
     }
+}
+
+/// Tokens of plain prompts, where only their number is wanted.
+pub(crate) fn count(text: &TextModel, prompts: &[Prompt]) -> u64 {
+    let one = |prompt: &Prompt| match prompt {
+        Prompt::Text(given) => text.encode_completion(given, SpecialTokens::Allow).len() as u64,
+        Prompt::Tokens(tokens) => tokens.len() as u64,
+    };
+    prompts.iter().map(one).sum()
 }
 
 /// Tokenises a prompt and what comes behind its answer, for a model that fills in what is missing between them.

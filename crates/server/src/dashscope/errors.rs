@@ -32,7 +32,7 @@ fn code(error: &ApiError) -> &'static str {
         (Fault::RateLimited, ..) => "Throttling.RateQuota",
         (Fault::Overloaded | Fault::ShuttingDown, ..) => "ServiceUnavailable",
         (Fault::Deadline, ..) => "GatewayTimeout",
-        (Fault::Internal, ..) => "InternalError",
+        (Fault::Internal | Fault::BadGateway, ..) => "InternalError",
         (
             Fault::Invalid | Fault::UnsupportedMediaType | Fault::Conflict | Fault::Unprocessable,
             ..,
@@ -88,5 +88,6 @@ mod tests {
         check(new(Fault::Overloaded, "overloaded"), 503, "ServiceUnavailable");
         check(new(Fault::Deadline, "request_timeout"), 504, "GatewayTimeout");
         check(new(Fault::Internal, "internal_error"), 500, "InternalError");
+        check(new(Fault::BadGateway, "upstream_failed"), 502, "InternalError");
     }
 }

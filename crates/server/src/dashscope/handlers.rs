@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
-use mintage_model::{SpecialTokens, TokenId};
+use mintage_model::{SpecialTokens, TextModel, TokenId};
 use serde_json::json;
 
 use crate::app::App;
@@ -15,7 +15,6 @@ use crate::dashscope::writer::{GenerationWriter, Shape};
 use crate::error::{self, ApiError};
 use crate::job::{Incoming, find_model};
 use crate::respond::respond;
-use crate::served::ServedModel;
 
 const TEXT: Route = Route { protocol: "dashscope.generation", id_prefix: "ds-" };
 const MULTIMODAL: Route = Route { protocol: "dashscope.multimodal", id_prefix: "ds-" };
@@ -69,27 +68,23 @@ pub(crate) async fn tokenizer(
 ) -> Result<Response, ApiError> {
     let incoming = Incoming::read(&app, request).await?;
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
-    let work = move || -> Result<(Arc<ServedModel>, Vec<TokenId>), ApiError> {
+    let work = move || -> Result<(Arc<TextModel>, Arc<[TokenId]>), ApiError> {
         match TokenizerRequest::parse(&body)? {
             TokenizerRequest::Prompt { model, prompt } => {
                 let model = find_model(&shared.models, &model)?;
                 let ids = model.text.tokenizer().encode(&prompt, SpecialTokens::Allow);
-                Ok((model, ids))
+                Ok((Arc::clone(&model.text), ids.into()))
             }
-            TokenizerRequest::Chat(chat) => {
-                let job = chat::prepare(&shared, *chat, TEXT)?;
-                let ids = job.prompts.iter().flat_map(|prompt| prompt.iter().copied());
-                Ok((Arc::clone(&job.model), ids.collect()))
-            }
+            TokenizerRequest::Chat(chat) => chat::count(&shared, &chat),
         }
     };
-    let (model, ids) = app.on_text_thread(incoming.body.len(), work).await?;
+    let (text_model, ids) = app.on_text_thread(incoming.body.len(), work).await?;
     let text = |id: &TokenId| {
-        String::from_utf8_lossy(model.text.tokenizer().token_bytes(*id).unwrap_or(&[])).into_owned()
+        String::from_utf8_lossy(text_model.tokenizer().token_bytes(*id).unwrap_or(&[])).into_owned()
     };
     let tokens: Vec<String> = ids.iter().map(text).collect();
     Ok(error::json(json!({
-        "output": {"token_ids": ids, "tokens": tokens},
+        "output": {"token_ids": &*ids, "tokens": tokens},
         "usage": {"input_tokens": ids.len()},
         "request_id": incoming.request_id,
     })))

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::app::App;
 use crate::error::{ApiError, json};
 use crate::request_id::RequestId;
-use crate::served::ServedModel;
+use crate::served::Listed;
 
 /// DashScope's own default.
 const PAGE: usize = 10;
@@ -45,13 +45,13 @@ struct Model {
     context_window: u32,
 }
 
-fn describe(model: &ServedModel) -> Model {
+fn describe(model: &Listed) -> Model {
     Model {
         model: model.name.clone(),
         name: model.name.clone(),
         provider: "mintage",
         source: "mintage",
-        context_window: model.engine.info().context_length,
+        context_window: model.context_length,
     }
 }
 
@@ -71,12 +71,12 @@ pub(crate) async fn list_models(
     if page_no == 0 || !(1..=MAX_PAGE).contains(&page_size) {
         return Err(refuse());
     }
-    let found: Vec<&Arc<ServedModel>> = match &asked.model {
-        Some(name) => app.models.get(name).into_iter().collect(),
-        None => app.models.all().iter().collect(),
+    let found: Vec<Listed> = match &asked.model {
+        Some(name) => app.models.listing(name).into_iter().collect(),
+        None => app.models.listed(),
     };
     let from = (page_no - 1).saturating_mul(page_size);
-    let page = found.iter().skip(from).take(page_size).map(|model| describe(model));
+    let page = found.iter().skip(from).take(page_size).map(describe);
     let request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone());
     Ok(json(Found {
         request_id: request_id.unwrap_or_default(),

@@ -1,8 +1,11 @@
-//! The only way out of the process: where requests of ours may go, and the client that holds to it.
+//! The only way out of the process: where requests of ours may go, and the clients that hold to it: one that blocks for a
+//! short answer, and one that reads a long one as it comes (`client`).
 //!
 //! A URL is checked when it is given, the address each time a connection is made: a name can resolve to another one by
 //! then. Not here: what is sent. Invariants: no redirects, no proxies of the environment; no connection to an address
 //! that the policy refuses, whatever a name resolves to.
+
+mod client;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -11,6 +14,8 @@ use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+
+pub(crate) use client::{Answer, Client, EgressError};
 
 /// Length of a URL.
 const MAX_URL_BYTES: usize = 2048;

@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::chat::{self, ChatRequest, Role, Route};
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::job::{Incoming, find_model};
+use crate::job::{Incoming, find_targets};
 use crate::ollama::messages::{take_messages, take_tools};
 use crate::ollama::options::{Generation, take_model};
 use crate::ollama::writer::{Form, LineWriter, loaded};
@@ -27,8 +27,8 @@ pub(crate) async fn chat(
     let prepare = move || {
         let request = parse(&body)?;
         if request.messages.is_empty() {
-            let model = find_model(&shared.models, &request.model)?;
-            return loaded(&model.name, Form::Chat).map(Err);
+            let (target, _) = find_targets(&shared.models, &request.model, "")?;
+            return loaded(target.name(), Form::Chat).map(Err);
         }
         let job = chat::prepare(&shared, request, ROUTE)?;
         let writer = LineWriter::new(&job, Form::Chat, arrival);

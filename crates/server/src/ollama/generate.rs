@@ -9,11 +9,12 @@ use crate::app::App;
 use crate::chat::{self, ChatRequest, Message, Prompt, Role, Route};
 use crate::error::ApiError;
 use crate::fields::{Fields, Null, unsupported};
-use crate::job::{Incoming, Job, find_model};
+use crate::job::{Incoming, Job, find_targets};
 use crate::ollama::messages::refuse_images;
 use crate::ollama::options::{Generation, take_model};
 use crate::ollama::writer::{Form, LineWriter, loaded};
 use crate::respond::{json_response, respond};
+use crate::served::Target;
 
 const ROUTE: Route = Route { protocol: "ollama.generate", id_prefix: "ollama-" };
 
@@ -39,8 +40,8 @@ pub(crate) async fn generate(
     let prepare = move || {
         let request = GenerateRequest::parse(&body)?;
         if request.prompt.is_empty() {
-            let model = find_model(&shared.models, &request.model)?;
-            return loaded(&model.name, Form::Generate).map(Err);
+            let (target, _) = find_targets(&shared.models, &request.model, "")?;
+            return loaded(target.name(), Form::Generate).map(Err);
         }
         let job = request.job(&shared)?;
         let writer = LineWriter::new(&job, Form::Generate, arrival);
@@ -77,7 +78,11 @@ impl GenerateRequest {
     }
 
     fn job(self, app: &App) -> Result<Job, ApiError> {
-        let model = find_model(&app.models, &self.model)?;
+        let (target, _) = find_targets(&app.models, &self.model, "")?;
+        let is_for_chats = match &target {
+            Target::Own(model) => model.text.template().is_some(),
+            Target::Remote(_) => true,
+        };
         let system = self.system.map(|text| Message::new(Role::System, text));
         let generation = self.generation;
         let chat = ChatRequest {
@@ -94,7 +99,7 @@ impl GenerateRequest {
             let prompt = Prompt::Text(self.prompt);
             return chat::prepare_text(app, chat, prompt, self.suffix.as_deref(), ROUTE);
         }
-        if !self.raw && model.text.template().is_some() {
+        if !self.raw && is_for_chats {
             let prompt = Message::new(Role::User, self.prompt);
             let messages = system.into_iter().chain([prompt]).collect();
             return chat::prepare(app, ChatRequest { messages, ..chat }, ROUTE);

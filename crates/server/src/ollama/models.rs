@@ -14,21 +14,21 @@ use crate::error::{self, ApiError};
 use crate::fields::Fields;
 use crate::job::{Incoming, find_model};
 use crate::ollama::options::take_model;
-use crate::served::ServedModel;
+use crate::served::{Listed, ServedModel};
 
-fn describe(model: &ServedModel) -> Value {
+fn describe(model: &Listed) -> Value {
     json!({
         "name": model.name,
         "model": model.name,
         "modified_at": utc_text(model.created_unix.saturating_mul(1000)),
         "details": {},
-        "context_length": model.engine.info().context_length,
+        "context_length": model.context_length,
     })
 }
 
 /// The models that can be asked.
 pub(crate) async fn tags(State(app): State<Arc<App>>) -> Response {
-    let models: Vec<Value> = app.models.all().iter().map(|model| describe(model)).collect();
+    let models: Vec<Value> = app.models.listed().iter().map(describe).collect();
     error::json(json!({"models": models}))
 }
 

@@ -106,7 +106,7 @@ struct Said {
 impl LineWriter {
     pub(super) fn new(job: &Job, form: Form, arrival: Instant) -> Self {
         Self {
-            model: job.model.name.clone(),
+            model: job.model_name().to_owned(),
             form,
             arrival,
             prefilled: None,
@@ -200,6 +200,10 @@ fn done_reason(end: &EndReason) -> &'static str {
 
 impl Writer for LineWriter {
     const FRAMING: Framing = Framing { content_type: "application/x-ndjson", keep_alive: None };
+
+    fn answered_by(&mut self, job: &Job) {
+        job.model_name().clone_into(&mut self.model);
+    }
 
     fn part(
         &mut self,

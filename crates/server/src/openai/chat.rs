@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use mintage_ledger::TokenUsage;
-use mintage_model::TokenId;
+use mintage_model::{TextModel, TokenId};
 
 use crate::answer::{Part, TokenEntry};
 use crate::app::App;
@@ -22,7 +22,6 @@ use crate::openai::wire::{
     prompt_logprobs, token_ids,
 };
 use crate::respond::{Answer, Frames, Writer, json_bytes, respond};
-use crate::served::ServedModel;
 use crate::sse;
 use crate::till::Settled;
 
@@ -50,7 +49,8 @@ pub(crate) async fn chat(
 /// What stays the same while an answer is written.
 struct ChatWriter {
     head: Head,
-    model: Arc<ServedModel>,
+    /// Of tokens that are told of; other services tell of none.
+    text: Option<Arc<TextModel>>,
     shape: Shape,
     logprobs: bool,
     /// Alternatives to tell with tokens of the prompt.
@@ -68,10 +68,10 @@ impl ChatWriter {
                 id: job.id.clone(),
                 object,
                 created: now_unix(),
-                model: job.model.name.clone(),
+                model: job.model_name().to_owned(),
                 system_fingerprint: FINGERPRINT,
             },
-            model: Arc::clone(&job.model),
+            text: job.target.text().cloned(),
             shape,
             logprobs: job.logprobs.is_some(),
             prompt_logprobs: job.prompt_logprobs,
@@ -80,7 +80,7 @@ impl ChatWriter {
     }
 
     fn logprobs(&self, entries: &[TokenEntry]) -> Option<ChatLogprobs> {
-        self.logprobs.then(|| chat_logprobs(&self.model.text, entries))
+        self.text.as_ref().filter(|_| self.logprobs).map(|text| chat_logprobs(text, entries))
     }
 
     fn token_ids(&self, entries: &[TokenEntry]) -> Option<Vec<TokenId>> {
@@ -177,6 +177,11 @@ impl ChatWriter {
 }
 
 impl Writer for ChatWriter {
+    fn answered_by(&mut self, job: &Job) {
+        job.model_name().clone_into(&mut self.head.model);
+        self.text = job.target.text().cloned();
+    }
+
     fn part(
         &mut self,
         index: u32,
@@ -208,7 +213,8 @@ impl Writer for ChatWriter {
         let prompt_logprobs = self
             .prompt_logprobs
             .zip(of_prompt)
-            .map(|(top, tokens)| prompt_logprobs(&self.model.text, tokens, top));
+            .zip(self.text.as_deref())
+            .map(|((top, tokens), text)| prompt_logprobs(text, tokens, top));
         let choices: Vec<ChatChoice> =
             (0..).zip(answers).map(|(index, answer)| self.choice(index, answer)).collect();
         json_bytes(&Reply {

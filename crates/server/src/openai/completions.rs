@@ -5,14 +5,17 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use mintage_ledger::TokenUsage;
-use mintage_model::{PendingBytes, SampledToken};
+use mintage_model::{PendingBytes, SampledToken, TextModel};
 
 use crate::answer::{Part, TokenEntry};
 use crate::app::App;
 use crate::auth::now_unix;
-use crate::chat::{TokenisedPrompt, tokenise_infill, tokenise_text};
+use crate::chat::{
+    Limit, Prompt, Route, TokenisedPrompt, count_texts, tokenise_infill, tokenise_text,
+};
 use crate::error::ApiError;
-use crate::job::{Incoming, Job, find_model, response_id};
+use crate::fields::unsupported;
+use crate::job::{Elsewhere, Incoming, Job, find_targets, response_id};
 use crate::openai::completion_request::CompletionRequest;
 use crate::openai::options::Shape;
 use crate::openai::usage;
@@ -20,10 +23,13 @@ use crate::openai::wire::{
     FINGERPRINT, Head, Reply, TextChoice, TextLogprobs, finish_reason, prompt_logprobs, token_ids,
 };
 use crate::respond::{Answer, Frames, Writer, json_bytes, respond};
-use crate::served::ServedModel;
+use crate::served::{ServedModel, Target};
 use crate::sse;
 use crate::structured;
 use crate::till::Settled;
+use crate::upstream::{self, Bounds, Relay, RemoteModel};
+
+const ROUTE: Route = Route { protocol: "openai.completions", id_prefix: "cmpl-" };
 
 /// Continues prompts.
 pub(crate) async fn completions(
@@ -38,49 +44,23 @@ pub(crate) async fn completions(
 
 /// On a text thread: bytes to a job and its writer.
 fn prepare(app: &App, body: &[u8]) -> Result<(Job, TextWriter), ApiError> {
-    let request = CompletionRequest::parse(body, &app.limits)?;
-    let model = find_model(&app.models, &request.model)?;
-    let grammar = match &request.structured {
-        Some(found) => structured::compile(&model, &found.format, &found.field)?,
-        None => None,
+    let request = Arc::new(CompletionRequest::parse(body, &app.limits)?);
+    let id = response_id(ROUTE.id_prefix);
+    let (first, others) = find_targets(&app.models, &request.model, &id)?;
+    let prompts = match &first {
+        Target::Own(model) => tokenised(model, &request)?,
+        Target::Remote(_) => untokenised(&request)?,
     };
-    let vocab_size = model.engine.info().vocab_size;
-    let prompts = request.prompts.iter().enumerate();
-    let prompts = prompts.map(|(i, p)| tokenise_text(&model, i, p, request.echo, vocab_size));
-    let mut prompts: Vec<TokenisedPrompt> = prompts.collect::<Result<_, _>>()?;
-    let mut options = request.options;
-    if let Some(suffix) = &request.suffix {
-        for prompt in &mut prompts {
-            *prompt = tokenise_infill(&model, prompt, suffix)?;
-        }
-        if !options.ignore_eos {
-            options.stop_token_ids.extend(model.text.infill_end_ids());
-        }
-    }
-    let job = Job {
-        id: response_id("cmpl-"),
-        stop_token_ids: Job::stop_tokens(&model, &options)?,
-        model,
-        prompts: prompts.iter().map(|p| Arc::clone(&p.tokens)).collect(),
-        max_tokens: Some(request.max_tokens),
-        max_tokens_field: "max_tokens",
-        grammar,
-        calls: None,
-        logprobs: request.logprobs,
-        prompt_logprobs: request.logprobs.filter(|_| request.echo).max(request.prompt_logprobs),
-        options,
-        stream: request.shape.stream,
-        protocol: "openai.completions",
-    };
+    let job = on_target(app, &request, &id, first, others)?;
     let writer = TextWriter {
         head: Head {
             id: job.id.clone(),
             object: "text_completion",
             created: now_unix(),
-            model: job.model.name.clone(),
+            model: job.model_name().to_owned(),
             system_fingerprint: FINGERPRINT,
         },
-        model: Arc::clone(&job.model),
+        text: job.target.text().cloned(),
         n: job.options.n,
         prompts,
         echo: request.echo,
@@ -92,10 +72,131 @@ fn prepare(app: &App, body: &[u8]) -> Result<(Job, TextWriter), ApiError> {
     Ok((job, writer))
 }
 
+/// Makes the job for one target; the others stand in for it.
+fn on_target(
+    app: &App,
+    request: &Arc<CompletionRequest>,
+    id: &str,
+    target: Target,
+    others: Vec<Target>,
+) -> Result<Job, ApiError> {
+    let mut job = match &target {
+        Target::Own(model) => on_own(model, request, id)?,
+        Target::Remote(remote) => on_remote(app, remote, request, id)?,
+    };
+    if !others.is_empty() {
+        let (request, id) = (Arc::clone(request), id.to_owned());
+        let again = Arc::new(move |app: &App, target: Target, others: Vec<Target>| {
+            on_target(app, &request, &id, target, others)
+        });
+        job.elsewhere = Some(Elsewhere { targets: others, again });
+    }
+    Ok(job)
+}
+
+fn on_own(
+    model: &Arc<ServedModel>,
+    request: &CompletionRequest,
+    id: &str,
+) -> Result<Job, ApiError> {
+    let grammar = match &request.structured {
+        Some(found) => structured::compile(model, &found.format, &found.field)?,
+        None => None,
+    };
+    let prompts = tokenised(model, request)?;
+    let mut options = request.options.clone();
+    if request.suffix.is_some() && !options.ignore_eos {
+        options.stop_token_ids.extend(model.text.infill_end_ids());
+    }
+    Ok(Job {
+        id: id.to_owned(),
+        stop_token_ids: Job::stop_tokens(model, &options)?,
+        asked: request.model.clone(),
+        target: Target::Own(Arc::clone(model)),
+        elsewhere: None,
+        relay: None,
+        prompts: prompts.iter().map(|p| Arc::clone(&p.tokens)).collect(),
+        max_tokens: Some(request.max_tokens),
+        max_tokens_field: "max_tokens",
+        grammar,
+        calls: None,
+        logprobs: request.logprobs,
+        prompt_logprobs: request.logprobs.filter(|_| request.echo).max(request.prompt_logprobs),
+        options,
+        stream: request.shape.stream,
+        protocol: ROUTE.protocol,
+    })
+}
+
+fn tokenised(
+    model: &ServedModel,
+    request: &CompletionRequest,
+) -> Result<Vec<TokenisedPrompt>, ApiError> {
+    let vocab_size = model.engine.info().vocab_size;
+    let prompts = request.prompts.iter().enumerate();
+    let prompts = prompts.map(|(i, p)| tokenise_text(model, i, p, request.echo, vocab_size));
+    let mut prompts: Vec<TokenisedPrompt> = prompts.collect::<Result<_, _>>()?;
+    if let Some(suffix) = &request.suffix {
+        for prompt in &mut prompts {
+            *prompt = tokenise_infill(model, prompt, suffix)?;
+        }
+    }
+    Ok(prompts)
+}
+
+/// Where another service makes tokens of prompts: their text, if they have some and it is to be repeated.
+fn untokenised(request: &CompletionRequest) -> Result<Vec<TokenisedPrompt>, ApiError> {
+    let text = |prompt: &Prompt| match prompt {
+        _ if !request.echo => Ok(String::new()),
+        Prompt::Text(text) => Ok(text.clone()),
+        Prompt::Tokens(_) => {
+            Err(unsupported("echo", "another service answers, and the prompt's text is not known"))
+        }
+    };
+    let one = |prompt| Ok(TokenisedPrompt { tokens: Arc::from([]), text: text(prompt)? });
+    request.prompts.iter().map(one).collect()
+}
+
+fn on_remote(
+    app: &App,
+    remote: &Arc<RemoteModel>,
+    request: &CompletionRequest,
+    id: &str,
+) -> Result<Job, ApiError> {
+    if request.logprobs.is_some() || request.prompt_logprobs.is_some() {
+        return Err(unsupported("logprobs", "another service answers for this model"));
+    }
+    let limit = Limit::of(app, remote, Some(request.max_tokens), "max_tokens")?;
+    let format = request.structured.as_ref().map(|found| (&found.format, found.field.as_str()));
+    let (ask, prompt) = upstream::text(
+        &remote.config,
+        &request.prompts,
+        request.suffix.as_deref(),
+        &request.options,
+        format,
+        limit.sent,
+    )?;
+    let own_prompt =
+        remote.config.tokenizer.as_deref().map(|text| count_texts(text, &request.prompts));
+    let bounds = Bounds { prompt, output: limit.most, choices: ask.choices, own_prompt };
+    Ok(Job {
+        max_tokens: Some(request.max_tokens),
+        options: request.options.clone(),
+        stream: request.shape.stream,
+        ..Job::relayed(
+            id.to_owned(),
+            &request.model,
+            Relay { remote: Arc::clone(remote), ask, bounds },
+            ROUTE,
+        )
+    })
+}
+
 /// What stays the same while an answer is written.
 struct TextWriter {
     head: Head,
-    model: Arc<ServedModel>,
+    /// Of tokens that are told of; other services tell of none.
+    text: Option<Arc<TextModel>>,
     n: u32,
     prompts: Vec<TokenisedPrompt>,
     echo: bool,
@@ -138,8 +239,9 @@ impl TextWriter {
         if self.return_token_ids {
             choice.prompt_token_ids = Some(prompt.tokens.to_vec());
         }
-        if let (Some(top), Some(tokens)) = (self.prompt_logprobs, &logprobs) {
-            choice.prompt_logprobs = Some(prompt_logprobs(&self.model.text, tokens, top));
+        if let (Some(top), Some(tokens), Some(text)) = (self.prompt_logprobs, &logprobs, &self.text)
+        {
+            choice.prompt_logprobs = Some(prompt_logprobs(text, tokens, top));
         }
         if self.echo {
             choice.text.push_str(&prompt.text);
@@ -150,7 +252,7 @@ impl TextWriter {
     }
 
     fn add_prompt_logprobs(&self, lists: &mut TextLogprobs, tokens: &[SampledToken]) {
-        let text = &self.model.text;
+        let Some(text) = &self.text else { return };
         let mut utf8 = PendingBytes::default();
         let mut chars = 0;
         for token in tokens {
@@ -163,8 +265,8 @@ impl TextWriter {
     fn add_delta(&self, choice: &mut TextChoice, delta: &str, entries: &[TokenEntry]) {
         choice.text.push_str(delta);
         let offset = self.offset(choice.index);
-        if let Some(lists) = &mut choice.logprobs {
-            lists.extend(&self.model.text, entries, offset);
+        if let (Some(lists), Some(text)) = (&mut choice.logprobs, &self.text) {
+            lists.extend(text, entries, offset);
         }
         if let Some(ids) = &mut choice.token_ids {
             ids.extend(token_ids(entries));
@@ -201,6 +303,11 @@ impl TextWriter {
 }
 
 impl Writer for TextWriter {
+    fn answered_by(&mut self, job: &Job) {
+        job.model_name().clone_into(&mut self.head.model);
+        self.text = job.target.text().cloned();
+    }
+
     fn part(
         &mut self,
         index: u32,

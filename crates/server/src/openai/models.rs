@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::app::App;
 use crate::error::{ApiError, json};
-use crate::job::find_model;
-use crate::served::ServedModel;
+use crate::job::no_model;
+use crate::served::Listed;
 
 #[derive(Serialize)]
 struct Model {
@@ -27,18 +27,18 @@ struct List {
     data: Vec<Model>,
 }
 
-fn describe(model: &ServedModel, id: &str) -> Model {
+fn describe(model: Listed) -> Model {
     Model {
-        id: id.to_owned(),
+        id: model.name,
         object: "model",
         created: model.created_unix,
         owned_by: "mintage",
-        max_model_len: model.engine.info().context_length,
+        max_model_len: model.context_length,
     }
 }
 
 pub(crate) async fn list_models(State(app): State<Arc<App>>) -> Response {
-    let data = app.models.all().iter().map(|model| describe(model, &model.name)).collect();
+    let data = app.models.listed().into_iter().map(describe).collect();
     json(List { object: "list", data })
 }
 
@@ -46,6 +46,6 @@ pub(crate) async fn get_model(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    let model = find_model(&app.models, &id)?;
-    Ok(json(describe(&model, &id)))
+    let model = app.models.listing(&id).ok_or_else(|| no_model(&id))?;
+    Ok(json(describe(model)))
 }

@@ -160,7 +160,7 @@ fn chat_tokens(model: &Arc<ServedModel>, mut fields: Fields) -> Result<Vec<Token
         }
     }
     fields.finish()?;
-    chat::tokens(model, &request).map(|tokens| tokens.to_vec())
+    chat::tokens(&model.text, &request).map(|tokens| tokens.to_vec())
 }
 
 fn detokenized(models: &ModelSet, body: &[u8]) -> Result<Detokenized, ApiError> {

@@ -8,7 +8,7 @@ use crate::harness::{House, MODEL, Reply, price, says, start};
 
 const QUESTION: &str = "What is the sum?";
 const SYSTEM: &str = "Be brief.";
-const ANSWER: &str = "It is 42.";
+pub(crate) const ANSWER: &str = "It is 42.";
 
 fn tool() -> Value {
     json!({"type": "function", "function":
@@ -16,10 +16,10 @@ fn tool() -> Value {
 }
 
 /// Name, path, headers, body.
-type Request = (&'static str, &'static str, Vec<(&'static str, &'static str)>, Value);
+pub(crate) type Request = (&'static str, &'static str, Vec<(&'static str, &'static str)>, Value);
 
 /// A request in each dialect; `stream` as the dialect asks for it.
-fn requests(stream: bool) -> Vec<Request> {
+pub(crate) fn requests(stream: bool) -> Vec<Request> {
     let call = json!({"id": "c1", "type": "function",
         "function": {"name": "sum", "arguments": "{\"a\":1}"}});
     let openai = json!([
@@ -76,7 +76,7 @@ fn requests(stream: bool) -> Vec<Request> {
 }
 
 /// What the client was told: uncached and cached tokens of the prompt, and sampled ones. Ollama tells no cached ones.
-fn told(name: &str, reply: &Reply, stream: bool) -> (Option<u64>, u64, u64) {
+pub(crate) fn told(name: &str, reply: &Reply, stream: bool) -> (Option<u64>, u64, u64) {
     let last = match (name, stream) {
         (_, false) => reply.json(),
         ("ollama", true) => serde_json::from_str(reply.body.lines().last().unwrap()).unwrap(),
