@@ -2,8 +2,9 @@
 //!
 //! Codes are unpacked to unsigned bytes whose zero is 128 (`code << (8 − bits)`; the scale is divided by the same power of
 //! two, which is exact), so that every accumulator of a format with an offset starts at `−128·Σq`, a number the activation
-//! block carries. Up to [`DIRECT_ROWS`] activation rows are multiplied while a block is unpacked in registers; more of them
-//! share a panel of unpacked codes in the first-level cache. Same terms in the same order as `scalar`: same bits.
+//! block carries. Up to [`DIRECT_ROWS`] or [`BYTES_DIRECT_ROWS`] activation rows are multiplied while a block is unpacked in
+//! registers; more of them share a panel of unpacked codes in the first-level cache. Same terms in the same order as
+//! `scalar`: same bits.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -19,6 +20,8 @@ use crate::{Activations, Format, PackedMatrix};
 
 /// Activation rows up to which a panel does not pay.
 const DIRECT_ROWS: usize = 10;
+/// The same for formats of eight bits, which a panel would only copy.
+const BYTES_DIRECT_ROWS: usize = 24;
 /// How far ahead of use packed weights are fetched, in bytes: into the second-level cache, which keeps more reads of memory
 /// in flight than the first.
 const PREFETCH: usize = 16384;
@@ -71,7 +74,8 @@ unsafe fn quantised_strips<Q: Quantised>(
 ) {
     // SAFETY: the caller's promise is passed on.
     unsafe {
-        if a.rows() <= DIRECT_ROWS {
+        let direct_rows = if Q::LOW_BITS == 8 { BYTES_DIRECT_ROWS } else { DIRECT_ROWS };
+        if a.rows() <= direct_rows {
             for strip in strips {
                 direct_strip::<Q>(w, a, out, strip);
             }
@@ -168,9 +172,7 @@ unsafe fn direct_group<Q: Quantised, const T: usize>(
         let codes_start = strip.as_ptr().add(codes_at);
         for block in 0..blocks {
             let packed = codes_start.add(block * Q::CODE_BYTES);
-            for line in 0..Q::CODE_BYTES / 64 {
-                _mm_prefetch::<_MM_HINT_T1>(packed.wrapping_add(PREFETCH + 64 * line).cast());
-            }
+            prefetch(packed.wrapping_add(PREFETCH), Q::CODE_BYTES);
             let weights = PanelBlock {
                 codes: unpack::<Q>(packed),
                 scales: scales::<Q>(strip.as_ptr(), block),
@@ -181,6 +183,15 @@ unsafe fn direct_group<Q: Quantised, const T: usize>(
             let at = place.out.at(place.first_activation + slot, place.first_row);
             _mm512_mask_storeu_ps(at, place.mask[0], sum);
         }
+    }
+}
+
+/// Asks for the lines of memory that begin in `bytes` from `at` on; a hint, which never faults.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+fn prefetch(at: *const u8, bytes: usize) {
+    for line in 0..bytes.div_ceil(64) {
+        _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(64 * line).cast());
     }
 }
 
@@ -207,9 +218,18 @@ unsafe fn panel_strips<Q: Quantised, const S: usize>(
     let mut start = 0;
     while start < blocks {
         let count = most.min(blocks - start);
+        let is_last = start + count == blocks;
         for (s, panel) in panel.iter_mut().enumerate().take(S) {
             let strip = w.strip(first + s);
+            // What the panel after this one takes is fetched while this one is at work.
+            let ahead = if is_last { S * strip.len() } else { 0 };
+            let next = w.codes_at() + if is_last { 0 } else { (start + count) * Q::CODE_BYTES };
+            let next = strip.as_ptr().wrapping_add(ahead + next);
+            if is_last {
+                prefetch(strip.as_ptr().wrapping_add(ahead), w.codes_at());
+            }
             for (index, unpacked) in panel.iter_mut().enumerate().take(count) {
+                prefetch(next.wrapping_add(index * Q::CODE_BYTES), Q::CODE_BYTES);
                 // SAFETY: block `start + index` lies inside the strip.
                 unsafe {
                     let packed = strip.as_ptr().add(w.codes_at() + (start + index) * Q::CODE_BYTES);
