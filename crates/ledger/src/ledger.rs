@@ -28,7 +28,8 @@ use crate::postgres::{Agent, KeyTaken, PostgresError, TakenKey};
 use crate::rating::{Ask, Quote, Rating};
 use crate::store::{
     Batch, Delivery, Document, KeptAnswer, LogLine, Mark, Message, Outgoing, Reader, Restored,
-    SqliteStore, Store, StoreError, Synchronous, UsageFilter, Verified, Work, chain,
+    SqliteStore, Store, StoreError, SumsFilter, Synchronous, UsageFilter, UsageSums, Verified,
+    Work, chain,
 };
 use crate::usage::{Outcome, RequestFacts, TokenUsage, UsageRecord};
 use crate::writer::{self, Shared, State, Unavailable, WriterCounts};
@@ -551,6 +552,14 @@ impl Ledger {
     /// [`LedgerError::Store`].
     pub fn usage(&self, filter: &UsageFilter) -> Result<Vec<(u64, UsageRecord)>, LedgerError> {
         self.read(|reader| reader.usage(filter))
+    }
+
+    /// What an organisation's durable usage adds up to. Reads the disk.
+    ///
+    /// # Errors
+    /// [`LedgerError::Store`].
+    pub fn usage_sums(&self, filter: &SumsFilter) -> Result<Vec<UsageSums>, LedgerError> {
+        self.read(|reader| reader.sums(filter))
     }
 
     /// Lines of the log after number `after`. Reads the disk.

@@ -37,9 +37,9 @@ pub use postgres::{
 pub use rating::{Ask, Quote, Rating, Unpriced};
 pub use retention::MIN_RETENTION_DAYS;
 pub use store::{
-    Batch, Delivery, Document, DocumentVersion, KeptAnswer, LogLine, MAX_RECORDS_PER_READ, Mark,
-    Message, Outgoing, Reader, Restored, SqliteStore, Store, StoreError, StoreErrorKind,
-    Synchronous, UsageFilter, Verified, Work,
+    Batch, Delivery, Document, DocumentVersion, KeptAnswer, LogLine, MAX_RECORDS_PER_READ,
+    MAX_SUMS_PER_READ, Mark, Message, Outgoing, Reader, Restored, SqliteStore, Store, StoreError,
+    StoreErrorKind, SumsFilter, Synchronous, UsageFilter, UsageSums, Verified, Work,
 };
 pub use usage::{Outcome, Payer, Quantity, RequestFacts, TokenUsage, UsageRecord};
 pub use writer::{Unavailable, WriterCounts};

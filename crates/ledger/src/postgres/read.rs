@@ -12,14 +12,14 @@ use sha2::{Digest, Sha256};
 
 use super::connect::Session;
 use super::rows::{
-    LOG_COLUMNS, USAGE_COLUMNS, column, damaged, digest, get, line, number, place, text, unsigned,
-    usage,
+    LOG_COLUMNS, USAGE_COLUMNS, column, damaged, digest, get, line, number, place, sums, text,
+    unsigned, usage,
 };
 use super::{PostgresError, PostgresUrl, verify};
 use crate::book::Operation;
 use crate::store::{
     Document, KeptAnswer, LogLine, MAX_RECORDS_PER_READ, Mark, Message, Outgoing, Reader,
-    StoreError, UsageFilter, Verified, answer_sum, chain,
+    StoreError, SumsFilter, UsageFilter, UsageSums, Verified, answer_sum, chain,
 };
 
 /// A message is sent by one gateway for so long, unless that says so again; far longer than an attempt takes.
@@ -129,6 +129,11 @@ impl Reader for PostgresReader {
         Ok(self.remote.run(move |session| usage_records(session.client(), &filter))?)
     }
 
+    fn sums(&mut self, filter: &SumsFilter) -> Result<Vec<UsageSums>, StoreError> {
+        let filter = filter.clone();
+        Ok(self.remote.run(move |session| usage_sums(session.client(), &filter))?)
+    }
+
     fn records_before(
         &mut self,
         before_ms: u64,
@@ -220,6 +225,15 @@ fn usage_records(
     let limit = if filter.limit == 0 { most } else { filter.limit.min(most) };
     sql.push_str(&format!(" ORDER BY stream, seq LIMIT {limit}"));
     client.query(&sql, &values)?.iter().map(usage).collect()
+}
+
+fn usage_sums(client: &mut Client, filter: &SumsFilter) -> Result<Vec<UsageSums>, PostgresError> {
+    let sql = filter.statement("mintage.usage", ["$1", "$2", "$3"], "::bigint");
+    let until_ms = if filter.until_ms > 0 { filter.until_ms } else { u64::MAX };
+    let values: [&(dyn ToSql + Sync); 3] =
+        [&&*filter.org, &column(filter.from_ms), &column(until_ms)];
+    let rows = client.query(&sql, &values)?;
+    rows.iter().map(|row| sums(row, filter.span_ms())).collect()
 }
 
 fn records_before(

@@ -11,7 +11,7 @@ use postgres::types::{FromSql, ToSql, Type};
 use super::PostgresError;
 use crate::book::{Entry, EntryKind};
 use crate::money::Amount;
-use crate::store::{LogLine, chain, quantity_code, quantity_of};
+use crate::store::{LogLine, UsageSums, amount_of_parts, chain, quantity_code, quantity_of};
 use crate::usage::{Outcome, Payer, RequestFacts, TokenUsage, UsageRecord};
 
 /// Bits of a number that say the place in the stream.
@@ -183,6 +183,31 @@ pub(super) fn usage(row: &Row) -> Result<(u64, UsageRecord), PostgresError> {
         free_tokens: unsigned(row, 28)?,
     };
     Ok((number(get(row, 0)?, get(row, 1)?), record))
+}
+
+/// What records add up to, as [`SumsFilter::statement`](crate::store::SumsFilter) has it in spans of `span_ms`.
+pub(super) fn sums(row: &Row, span_ms: u64) -> Result<UsageSums, PostgresError> {
+    let quantity = quantity_of(unsigned(row, 5)?);
+    let currency: &str = get(row, 6)?;
+    Ok(UsageSums {
+        span_start_ms: unsigned(row, 0)?.saturating_mul(span_ms),
+        project: text(row, 1)?,
+        key: text(row, 2)?,
+        model: text(row, 3)?,
+        batch: get(row, 4)?,
+        quantity: quantity.ok_or_else(|| damaged("an unknown quantity"))?,
+        currency: currency.parse().map_err(damaged)?,
+        records: unsigned(row, 7)?,
+        usage: TokenUsage {
+            input: unsigned(row, 8)?,
+            cached_input: unsigned(row, 9)?,
+            explicit_cached: unsigned(row, 10)?,
+            cache_created: unsigned(row, 11)?,
+            output: unsigned(row, 12)?,
+            thinking: unsigned(row, 13)?,
+        },
+        amount: amount_of_parts(get(row, 14)?, get(row, 15)?),
+    })
 }
 
 pub(super) const LOG_COLUMNS: &str =

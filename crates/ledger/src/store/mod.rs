@@ -10,6 +10,7 @@ mod checkpoint;
 mod pruned;
 mod rows;
 mod sqlite;
+mod sums;
 mod verify;
 
 use std::sync::Arc;
@@ -18,6 +19,8 @@ pub(crate) use pruned::Pruned;
 pub(crate) use rows::{quantity_code, quantity_of};
 pub(crate) use sqlite::{FILE_NAME, SqliteReader, open_reader, owner_only, sqlite_error};
 pub use sqlite::{SqliteStore, Synchronous};
+pub(crate) use sums::amount as amount_of_parts;
+pub use sums::{MAX_SUMS_PER_READ, SumsFilter, UsageSums};
 pub use verify::Verified;
 pub(crate) use verify::answer_sum;
 
@@ -205,6 +208,11 @@ pub trait Reader: Send {
     /// # Errors
     /// [`StoreError`].
     fn usage(&mut self, filter: &UsageFilter) -> Result<Vec<(u64, UsageRecord)>, StoreError>;
+    /// What records add up to, in no order; at most [`MAX_SUMS_PER_READ`] and one more.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn sums(&mut self, filter: &SumsFilter) -> Result<Vec<UsageSums>, StoreError>;
     /// Up to which number each log's records were posted before `before_ms` (by the log's own times, in its order), so
     /// far as `limit` records of each tell; and how many that are.
     ///

@@ -15,9 +15,10 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction,
 
 use super::{
     Batch, Delivery, Document, DocumentVersion, KeptAnswer, LogLine, Mark, Message, Outgoing,
-    Reader, Restored, Store, StoreError, StoreErrorKind, UsageFilter, Verified, Work, chain,
+    Reader, Restored, Store, StoreError, StoreErrorKind, SumsFilter, UsageFilter, UsageSums,
+    Verified, Work, chain,
     checkpoint::{self, Checkpointer},
-    rows, verify,
+    rows, sums, verify,
 };
 use crate::book::{AccountSums, Entry, EntryKind, Kept, Sums};
 use crate::usage::UsageRecord;
@@ -583,9 +584,13 @@ impl Reader for SqliteReader {
             ("key", &filter.key),
             ("model", &filter.model),
         ];
+        // The first page comes by the index of organisations. Where there are more, they come by number: the index
+        // would be read, and sorted, as a whole for each of them.
+        let by_number = if filter.after > 0 { "+" } else { "" };
         for (name, value) in wanted {
             if let Some(value) = value {
-                sql.push_str(&format!(" AND {name} = ?"));
+                let by_number = if name == "org" { by_number } else { "" };
+                sql.push_str(&format!(" AND {by_number}{name} = ?"));
                 values.push(value.to_string().into());
             }
         }
@@ -601,6 +606,18 @@ impl Reader for SqliteReader {
         let mut select = self.connection.prepare_cached(&sql).map_err(sqlite_error)?;
         let rows = select
             .query_map(rusqlite::params_from_iter(values), rows::usage)
+            .map_err(sqlite_error)?;
+        rows.map(|row| row.map_err(sqlite_error)).collect()
+    }
+
+    fn sums(&mut self, filter: &SumsFilter) -> Result<Vec<UsageSums>, StoreError> {
+        let sql = filter.statement("usage", ["?1", "?2", "?3"], "");
+        let until_ms = if filter.until_ms > 0 { filter.until_ms } else { u64::MAX };
+        let mut select = self.connection.prepare_cached(&sql).map_err(sqlite_error)?;
+        let times = (rows::column(filter.from_ms), rows::column(until_ms));
+        let span_ms = filter.span_ms();
+        let rows = select
+            .query_map(params![filter.org, times.0, times.1], |row| sums::sums(row, span_ms))
             .map_err(sqlite_error)?;
         rows.map(|row| row.map_err(sqlite_error)).collect()
     }

@@ -1,10 +1,12 @@
 //! The facade's promises, one by one, on each store.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mintage_ledger::{
     AdmitError, Amount, Begin, Changes, Currency, Delivery, Document, GrantTerms, KeptAnswer,
-    Ledger, LedgerError, Message, Refusal, Together, UsageFilter, UsageRecord,
+    Ledger, LedgerError, Message, Refusal, SumsFilter, Together, TokenUsage, UsageFilter,
+    UsageRecord, UsageSums,
 };
 
 use crate::cluster::Cluster;
@@ -14,7 +16,8 @@ use crate::rig::{admission, admit, ended, tokens, usage};
 type Check = (&'static str, fn(&Ground));
 
 /// The suite that every store passes.
-const SUITE: [Check; 12] = [
+const SUITE: [Check; 13] = [
+    ("sums_are_those_of_the_records", sums_are_those_of_the_records),
     ("old_records_go_and_the_chain_stays", old_records_go_and_the_chain_stays),
     ("what_is_settled_is_there_after_a_restart", what_is_settled_is_there_after_a_restart),
     ("an_operation_acts_once", an_operation_acts_once),
@@ -296,6 +299,109 @@ fn old_records_go_and_the_chain_stays(ground: &Ground) {
     assert!(
         !spent.is_zero() && ledger.usage(&UsageFilter::default()).unwrap()[0].1.amount == spent
     );
+}
+
+const SPAN_MS: u64 = 60_000;
+
+/// Records of two organisations that differ in everything that sums can be kept apart by.
+fn charge_all_kinds(ledger: &Ledger) {
+    // So much that no 64 bits hold the sum.
+    let much = Amount::from_units(9_000_000);
+    for org in ["acme", "other"] {
+        let line = ledger.credit_line(org, org, Currency::CNY, mintage_ledger::UNLIMITED);
+        line.unwrap().wait().unwrap();
+    }
+    for id in 0..40_u64 {
+        let one_of =
+            |names: [&str; 2], bit: u64| -> Arc<str> { names[(id >> bit & 1) as usize].into() };
+        let amount = if id < 4 { much } else { tokens(id) };
+        let mut record = UsageRecord { amount, ..UsageRecord::default() };
+        let facts = &mut record.facts;
+        facts.id = format!("r{id}").into();
+        facts.payer.org = if id % 5 == 4 { "other" } else { "acme" }.into();
+        facts.payer.project = one_of(["p", "q"], 0);
+        facts.payer.key = one_of(["k", "l"], 1);
+        facts.model = one_of(["m", "n"], 2);
+        facts.batch = id >> 3 & 1 == 1;
+        record.outcome.end_ms = 10 * SPAN_MS + id * 7_001;
+        record.usage = TokenUsage { cached_input: id % 4, ..usage(id * 3, id) };
+        if id % 7 == 6 {
+            record.quantity = mintage_ledger::Quantity::TrainingTokens;
+        }
+        ledger.charge(record).unwrap().wait().unwrap();
+    }
+}
+
+/// A record as the sums that it would be part of, alone.
+fn as_sums(record: &UsageRecord, filter: &SumsFilter) -> UsageSums {
+    let facts = &record.facts;
+    let name = |is_apart: bool, name: &Arc<str>| if is_apart { name.clone() } else { "".into() };
+    UsageSums {
+        span_start_ms: record.outcome.end_ms / SPAN_MS * SPAN_MS,
+        project: name(filter.by_project, &facts.payer.project),
+        key: name(filter.by_key, &facts.payer.key),
+        model: name(filter.by_model, &facts.model),
+        batch: filter.by_batch && facts.batch,
+        quantity: record.quantity,
+        currency: record.currency,
+        records: 1,
+        usage: record.usage,
+        amount: record.amount,
+    }
+}
+
+/// Whatever keeps them apart, sums are those of the records that the same organisation and times find.
+fn sums_are_those_of_the_records(ground: &Ground) {
+    let ledger = ground.open();
+    charge_all_kinds(&ledger);
+    let (from_ms, until_ms) = (10 * SPAN_MS + 5, 10 * SPAN_MS + 200_000);
+    let org: Arc<str> = "acme".into();
+    let filter =
+        UsageFilter { org: Some(org.clone()), from_ms, until_ms, ..UsageFilter::default() };
+    let records = ledger.usage(&filter).unwrap();
+    let mut page = UsageFilter { limit: 7, ..filter };
+    let mut paged = ledger.usage(&page).unwrap();
+    while page.after != paged.last().map_or(0, |(last, _)| *last) {
+        page.after = paged.last().map_or(0, |(last, _)| *last);
+        paged.extend(ledger.usage(&page).unwrap());
+    }
+    assert_eq!(paged, records, "in pages or at once");
+    for by in 0..16 {
+        let filter = SumsFilter {
+            org: org.clone(),
+            from_ms,
+            until_ms,
+            span_ms: SPAN_MS,
+            by_project: by & 1 > 0,
+            by_key: by & 2 > 0,
+            by_model: by & 4 > 0,
+            by_batch: by & 8 > 0,
+        };
+        let mut expected: BTreeMap<String, UsageSums> = BTreeMap::new();
+        let place = |sums: &UsageSums| {
+            let UsageSums { span_start_ms, project, key, model, batch, quantity, currency, .. } =
+                sums;
+            format!("{span_start_ms} {project} {key} {model} {batch} {quantity:?} {currency:?}")
+        };
+        for (_, record) in &records {
+            let one = as_sums(record, &filter);
+            let all = expected.entry(place(&one)).or_insert_with(|| UsageSums {
+                records: 0,
+                usage: TokenUsage::default(),
+                amount: Amount::ZERO,
+                ..one.clone()
+            });
+            all.records += 1;
+            all.usage = all.usage.saturating_add(&one.usage);
+            all.amount = [all.amount, one.amount].into_iter().sum();
+        }
+        let sums = ledger.usage_sums(&filter).unwrap();
+        let sums: BTreeMap<String, UsageSums> =
+            sums.into_iter().map(|sums| (place(&sums), sums)).collect();
+        assert_eq!(sums, expected, "{filter:?}");
+    }
+    let nobody = SumsFilter { org: "nobody".into(), ..SumsFilter::default() };
+    assert!(ledger.usage_sums(&nobody).unwrap().is_empty());
 }
 
 fn usage_without_a_hold_needs_the_money(ground: &Ground) {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use mintage_ledger::{Amount, UsageFilter, UsageRecord};
+use mintage_ledger::{Amount, MAX_SUMS_PER_READ, SumsFilter, UsageFilter, UsageRecord, UsageSums};
 use serde_json::{Value, json};
 
 use super::super::call::{Call, Reply};
@@ -84,72 +84,164 @@ impl Span {
     }
 }
 
-/// Reads the records of the page's span, splits each into groups and shows the sums.
+/// Where usage comes from: what lists of ids in the query choose by, and what it is grouped by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin<'a> {
+    pub(super) project: &'a str,
+    pub(super) key: &'a str,
+    pub(super) model: &'a str,
+    pub(super) batch: bool,
+}
+
+impl<'a> From<&'a UsageRecord> for Origin<'a> {
+    fn from(record: &'a UsageRecord) -> Self {
+        let facts = &record.facts;
+        let (project, key) = (&*facts.payer.project, &*facts.payer.key);
+        Self { project, key, model: &facts.model, batch: facts.batch }
+    }
+}
+
+impl<'a> From<&'a UsageSums> for Origin<'a> {
+    fn from(sums: &'a UsageSums) -> Self {
+        Self { project: &sums.project, key: &sums.key, model: &sums.model, batch: sums.batch }
+    }
+}
+
+/// The buckets of one page, filling up.
+struct Buckets {
+    /// Begin and end, seconds since 1970.
+    all: Vec<(u64, u64)>,
+    next: Option<u64>,
+    sums: BTreeMap<(u64, GroupKey), (Group, Sums)>,
+}
+
+impl Buckets {
+    fn new(span: &Span) -> Self {
+        let (all, next) = span.page();
+        Self { all, next, sums: BTreeMap::new() }
+    }
+
+    /// Where the last of them ends, ms since 1970.
+    fn end_ms(&self) -> u64 {
+        self.all.last().map_or(0, |(_, end)| end.saturating_mul(1000))
+    }
+
+    /// Adds what ended at this second.
+    fn add(&mut self, end_s: u64, group: Group, more: &Sums) -> Result<(), ApiError> {
+        let at = self.all.partition_point(|(begin, _)| *begin <= end_s);
+        let Some((begin, _)) = at.checked_sub(1).and_then(|at| self.all.get(at)) else {
+            return Ok(());
+        };
+        let key = group.iter().map(|(_, value)| value.to_string()).collect();
+        let sums = &mut self.sums;
+        sums.entry((*begin, key)).or_insert_with(|| (group, Sums::default())).1.add(more);
+        if sums.len() > MAX_GROUPS { Err(too_many()) } else { Ok(()) }
+    }
+
+    fn shown(self, show: impl Fn(Group, &Sums) -> Value) -> Reply {
+        let mut shown: BTreeMap<u64, Vec<Value>> = BTreeMap::new();
+        for ((begin, _), (group, sums)) in self.sums {
+            shown.entry(begin).or_default().push(show(group, &sums));
+        }
+        let bucket = |(begin, end): &(u64, u64)| {
+            let results = shown.remove(begin).unwrap_or_default();
+            json!({"object": "bucket", "start_time": begin, "end_time": end, "results": results})
+        };
+        let data: Vec<Value> = self.all.iter().map(bucket).collect();
+        Reply::json(&json!({
+            "object": "page",
+            "data": data,
+            "has_more": self.next.is_some(),
+            "next_page": self.next.map(|begin| format!("page_{begin}")),
+        }))
+    }
+}
+
+fn too_many() -> ApiError {
+    let message = "That is too many groups for one answer; ask for fewer buckets.";
+    ApiError::new(Fault::Invalid, "too_many_groups", message)
+}
+
+/// Asks the ledger for the sums of the page's span, as far apart as `by` and the query's lists need them, puts each into
+/// a group (or leaves it out) and shows those.
 pub(super) fn summed(
+    call: &Call<'_>,
+    only_days: bool,
+    by: &[&str],
+    group: impl Fn(&UsageSums) -> Option<Group>,
+    show: impl Fn(Group, &Sums) -> Value,
+) -> Result<Reply, ApiError> {
+    let span = span(call, only_days)?;
+    let mut buckets = Buckets::new(&span);
+    let apart = |name: &str, list: &str| by.contains(&name) || call.query.texts(list).is_some();
+    let filter = SumsFilter {
+        org: call.implied_organisation()?.id.as_str().into(),
+        from_ms: span.start_s.saturating_mul(1000),
+        until_ms: buckets.end_ms(),
+        span_ms: span.width_s.saturating_mul(1000),
+        by_project: apart("project_id", "project_ids"),
+        by_key: apart("api_key_id", "api_key_ids"),
+        by_model: apart("model", "models"),
+        by_batch: by.contains(&"batch") || call.query.flag("batch").is_some(),
+    };
+    let all = call.books()?.ledger.usage_sums(&filter).map_err(ledger_error)?;
+    if all.len() > MAX_SUMS_PER_READ {
+        return Err(too_many());
+    }
+    for sums in all.iter().filter(|sums| is_chosen(call, Origin::from(*sums))) {
+        let Some(group) = group(sums) else { continue };
+        let more = Sums {
+            records: sums.records,
+            usage: sums.usage,
+            amount: sums.amount,
+            ..Sums::default()
+        };
+        // The first bucket may begin within a span of the ledger's.
+        buckets.add((sums.span_start_ms / 1000).max(span.start_s), group, &more)?;
+    }
+    Ok(buckets.shown(show))
+}
+
+/// Reads each record of the page's span that the query's lists choose, splits it into groups and shows their sums.
+pub(super) fn split_and_summed(
     call: &Call<'_>,
     only_days: bool,
     split: impl Fn(&UsageRecord) -> Vec<(Group, Sums)>,
     show: impl Fn(Group, &Sums) -> Value,
 ) -> Result<Reply, ApiError> {
-    let organisation = &call.implied_organisation()?.id;
     let span = span(call, only_days)?;
-    let (buckets, next) = span.page();
-    let mut sums: BTreeMap<(u64, GroupKey), (Group, Sums)> = BTreeMap::new();
+    let mut buckets = Buckets::new(&span);
     let mut filter = UsageFilter {
-        org: Some(organisation.as_str().into()),
+        org: Some(call.implied_organisation()?.id.as_str().into()),
         from_ms: span.start_s.saturating_mul(1000),
-        until_ms: buckets.last().map_or(0, |(_, end)| end.saturating_mul(1000)),
+        until_ms: buckets.end_ms(),
         ..UsageFilter::default()
     };
     loop {
         let records = call.books()?.ledger.usage(&filter).map_err(ledger_error)?;
-        let Some((last, _)) = records.last() else { break };
+        let Some((last, _)) = records.last() else { return Ok(buckets.shown(show)) };
         filter.after = *last;
         for (_, record) in &records {
-            let end_s = record.outcome.end_ms / 1000;
-            let at = buckets.partition_point(|(begin, _)| *begin <= end_s);
-            let Some((begin, _)) = at.checked_sub(1).and_then(|at| buckets.get(at)) else {
-                continue;
-            };
-            for (group, more) in split(record) {
-                let key = group.iter().map(|(_, value)| value.to_string()).collect();
-                sums.entry((*begin, key)).or_insert_with(|| (group, Sums::default())).1.add(&more);
+            if is_chosen(call, record.into()) {
+                for (group, more) in split(record) {
+                    buckets.add(record.outcome.end_ms / 1000, group, &more)?;
+                }
             }
         }
-        if sums.len() > MAX_GROUPS {
-            let message = "That is too many groups for one answer; ask for fewer buckets.";
-            return Err(ApiError::new(Fault::Invalid, "too_many_groups", message));
-        }
     }
-    let mut shown: BTreeMap<u64, Vec<Value>> = BTreeMap::new();
-    for ((begin, _), (group, sums)) in sums {
-        shown.entry(begin).or_default().push(show(group, &sums));
-    }
-    let bucket = |(begin, end): &(u64, u64)| {
-        let results = shown.remove(begin).unwrap_or_default();
-        json!({"object": "bucket", "start_time": begin, "end_time": end, "results": results})
-    };
-    let data: Vec<Value> = buckets.iter().map(bucket).collect();
-    Ok(Reply::json(&json!({
-        "object": "page",
-        "data": data,
-        "has_more": next.is_some(),
-        "next_page": next.map(|begin| format!("page_{begin}")),
-    })))
 }
 
-/// Whether a record is of those that lists of ids in the query choose.
-pub(super) fn is_chosen(call: &Call<'_>, record: &UsageRecord) -> bool {
-    let facts = &record.facts;
+/// Whether usage is of what lists of ids in the query choose.
+fn is_chosen(call: &Call<'_>, origin: Origin<'_>) -> bool {
     let chosen = |name, value: &str| {
         call.query.texts(name).is_none_or(|list| list.iter().any(|known| known == value))
     };
-    chosen("project_ids", &facts.payer.project)
-        && chosen("api_key_ids", &facts.payer.key)
-        && chosen("models", &facts.model)
+    chosen("project_ids", origin.project)
+        && chosen("api_key_ids", origin.key)
+        && chosen("models", origin.model)
         // Keys belong to projects here, so no usage is a user's.
         && call.query.texts("user_ids").is_none_or(|users| users.is_empty())
-        && call.query.flag("batch").is_none_or(|batch| batch == facts.batch)
+        && call.query.flag("batch").is_none_or(|batch| batch == origin.batch)
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! `/v1/organization/usage/completions` and `/v1/organization/costs`.
 
 use mintage_ledger::directory::Action;
-use mintage_ledger::{Quantity, UsageRecord};
+use mintage_ledger::{Quantity, UsageRecord, UsageSums};
 use serde_json::{Map, Value, json};
 
 use super::super::call::{Call, Reply};
 use super::super::table::{Audience, Field, Kind, Route, may, must, route};
-use super::buckets::{Group, Sums, is_chosen, summed};
+use super::buckets::{Group, Origin, Sums, split_and_summed, summed};
 use crate::error::ApiError;
 
 const START: Field = must("start_time", Kind::Integer, "Seconds since 1970, inclusive");
@@ -70,14 +70,13 @@ pub(crate) const ROUTES: &[Route] = &[
     ]),
 ];
 
-/// The record's value of what is grouped by; a line item is not one.
-fn value(name: &str, record: &UsageRecord) -> Value {
-    let facts = &record.facts;
+/// The value of what is grouped by; a line item is not one.
+fn value(name: &str, origin: Origin<'_>) -> Value {
     match name {
-        "project_id" => Value::from(&*facts.payer.project),
-        "api_key_id" => Value::from(&*facts.payer.key),
-        "model" => Value::from(&*facts.model),
-        "batch" => facts.batch.into(),
+        "project_id" => origin.project.into(),
+        "api_key_id" => origin.key.into(),
+        "model" => origin.model.into(),
+        "batch" => origin.batch.into(),
         _ => Value::Null,
     }
 }
@@ -99,12 +98,9 @@ fn completions(call: &Call<'_>) -> Result<Reply, ApiError> {
     const GROUPS: [&str; 6] =
         ["project_id", "user_id", "api_key_id", "model", "batch", "service_tier"];
     let by = grouped_by(call, &GROUPS);
-    let split = |record: &UsageRecord| {
-        if record.quantity != Quantity::Tokens || !is_chosen(call, record) {
-            return Vec::new();
-        }
-        let group = by.iter().map(|name| (*name, value(name, record))).collect();
-        vec![(group, Sums { records: 1, usage: record.usage, ..Sums::default() })]
+    let group = |sums: &UsageSums| {
+        let group = by.iter().map(|name| (*name, value(name, sums.into())));
+        (sums.quantity == Quantity::Tokens).then(|| group.collect())
     };
     let show = |group, sums: &Sums| {
         let usage = &sums.usage;
@@ -122,7 +118,7 @@ fn completions(call: &Call<'_>) -> Result<Reply, ApiError> {
         }
         shown
     };
-    summed(call, false, split, show)
+    summed(call, false, &by, group, show)
 }
 
 fn costs(call: &Call<'_>) -> Result<Reply, ApiError> {
@@ -131,34 +127,12 @@ fn costs(call: &Call<'_>) -> Result<Reply, ApiError> {
     let books = call.books()?;
     let book = books.prices.book();
     let currency = books.currency().code().to_ascii_lowercase();
-    let by_line = by.contains(&"line_item");
-    let split = |record: &UsageRecord| {
-        if !is_chosen(call, record) || record.currency != books.currency() {
-            return Vec::new();
-        }
-        let group = |item: Value| -> Group {
-            let value = |name: &&'static str| match *name {
-                "line_item" => (*name, item.clone()),
-                name => (name, value(name, record)),
-            };
-            by.iter().map(value).collect()
+    let group = |origin: Origin<'_>, item: Value| -> Group {
+        let value = |name: &&'static str| match *name {
+            "line_item" => (*name, item.clone()),
+            name => (name, value(name, origin)),
         };
-        let whole = Sums { records: 1, amount: record.amount, ..Sums::default() };
-        let model = &record.facts.model;
-        let rated = book.version(&record.price_version).map(|v| v.rate_record(record));
-        match rated {
-            // The lines of the record's own version; should they not sum up to the posting, the posting stands.
-            Some(Ok(rated)) if by_line && rated.total == record.amount => {
-                let line = |line: &mintage_ledger::price::RatedLine| {
-                    let item = format!("{model}, {}", line.class.key());
-                    let sums =
-                        Sums { amount: line.amount, quantity: line.quantity, ..Sums::default() };
-                    (group(item.into()), sums)
-                };
-                rated.lines.iter().map(line).collect()
-            }
-            _ => vec![(group(Value::from(&**model)), whole)],
-        }
+        by.iter().map(value).collect()
     };
     let show = |group: Group, sums: &Sums| {
         let quantity = (sums.quantity > 0).then_some(sums.quantity);
@@ -177,5 +151,31 @@ fn costs(call: &Call<'_>) -> Result<Reply, ApiError> {
         }
         shown
     };
-    summed(call, true, split, show)
+    if !by.contains(&"line_item") {
+        let is_ours = |sums: &UsageSums| sums.currency == books.currency();
+        let group = |sums: &UsageSums| is_ours(sums).then(|| group(sums.into(), Value::Null));
+        return summed(call, true, &by, group, show);
+    }
+    let split = |record: &UsageRecord| {
+        if record.currency != books.currency() {
+            return Vec::new();
+        }
+        let whole = Sums { records: 1, amount: record.amount, ..Sums::default() };
+        let model = &record.facts.model;
+        let rated = book.version(&record.price_version).map(|v| v.rate_record(record));
+        match rated {
+            // The lines of the record's own version; should they not sum up to the posting, the posting stands.
+            Some(Ok(rated)) if rated.total == record.amount => {
+                let line = |line: &mintage_ledger::price::RatedLine| {
+                    let item = format!("{model}, {}", line.class.key());
+                    let sums =
+                        Sums { amount: line.amount, quantity: line.quantity, ..Sums::default() };
+                    (group(record.into(), item.into()), sums)
+                };
+                rated.lines.iter().map(line).collect()
+            }
+            _ => vec![(group(record.into(), Value::from(&**model)), whole)],
+        }
+    };
+    split_and_summed(call, true, split, show)
 }
