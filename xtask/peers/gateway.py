@@ -88,7 +88,7 @@ def main():
     parser.add_argument("--litellm", default=os.path.join(os.path.dirname(sys.executable), "litellm"))
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--rates", nargs="*", default=["1000", "3000", "5000"], help="requests due a second, ours only")
+    parser.add_argument("--rates", nargs="*", default=["1000", "3000", "5000", "10000"], help="requests due a second, ours only")
     options = parser.parse_args()
     load = [str(options.seconds), str(options.connections), *options.rates]
     subprocess.run([options.gateway, "bench", options.model, *load], check=True)
