@@ -47,7 +47,8 @@ pub(crate) fn billing(settings: &Settings) -> Result<Option<Billing>> {
         .map(Arc::new)
         .context("the price lists in the ledger cannot be read")?;
     let unpriced: Arc<dyn Rating> = Arc::new(Unpriced);
-    let request = RequestKind { explicit_cache: false, thinking: false };
+    // Any model may think: a hold covers that.
+    let request = RequestKind { explicit_cache: false, thinking: true };
     // Before the first list comes into force, nothing costs anything.
     let kept = Arc::clone(&lists);
     let prices = Arc::new(move |model: &str, at_ms: u64| {

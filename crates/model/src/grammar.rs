@@ -18,6 +18,7 @@ mod rewrite;
 mod schema;
 mod spec;
 mod state;
+mod thinking;
 mod vocabulary;
 
 use std::fmt::Debug;
@@ -26,7 +27,7 @@ use crate::TokenId;
 
 pub use compiler::{GrammarCompiler, GrammarLimits};
 pub use error::GrammarError;
-pub use spec::{GrammarPiece, GrammarSpec};
+pub use spec::{FreeAnswer, GrammarPiece, GrammarSpec};
 
 /// Tokens of a mask's word.
 const WORD_TOKENS: usize = u32::BITS as usize;
@@ -116,14 +117,24 @@ impl TokenMask {
     /// Becomes the set of `tokens`.
     pub fn set_to(&mut self, tokens: &[TokenId]) {
         self.words.clear();
-        for &token in tokens {
-            let word = token as usize / WORD_TOKENS;
-            if self.words.len() <= word {
-                self.words.resize(word + 1, 0);
-            }
-            if let Some(bits) = self.words.get_mut(word) {
-                *bits |= 1 << (token as usize % WORD_TOKENS);
-            }
+        tokens.iter().for_each(|&token| self.insert(token));
+    }
+
+    /// One token more.
+    fn insert(&mut self, token: TokenId) {
+        let word = token as usize / WORD_TOKENS;
+        if self.words.len() <= word {
+            self.words.resize(word + 1, 0);
+        }
+        if let Some(bits) = self.words.get_mut(word) {
+            *bits |= 1 << (token as usize % WORD_TOKENS);
+        }
+    }
+
+    /// One token less.
+    fn remove(&mut self, token: TokenId) {
+        if let Some(bits) = self.words.get_mut(token as usize / WORD_TOKENS) {
+            *bits &= !(1 << (token as usize % WORD_TOKENS));
         }
     }
 

@@ -12,6 +12,7 @@ mod generate;
 mod grammar;
 mod scripted;
 
+mod calls;
 mod chat;
 mod checks;
 mod config_gguf;
@@ -26,10 +27,12 @@ mod model_file;
 mod rope;
 mod safetensors;
 mod text_model;
+mod thinking;
 mod tokenizer;
 mod vector_text;
 mod weights;
 
+pub use calls::{CallEvent, CallFormat, CallReader, CallTool};
 pub use chat::{ChatOptions, ChatTemplate, RenderedPrompt, TemplateError};
 pub use decoder::{
     DType, DecoderConfig, DecoderWeights, Family, LayerWeights, RopeConfig, RopeLayout,
@@ -52,12 +55,13 @@ pub use generate::{
 pub use generation::GenerationDefaults;
 pub use gguf::{GgufArray, GgufMetadata, GgufType, GgufValue};
 pub use grammar::{
-    Grammar, GrammarCompiler, GrammarError, GrammarFault, GrammarLimits, GrammarPiece, GrammarSpec,
-    GrammarState, TokenMask,
+    FreeAnswer, Grammar, GrammarCompiler, GrammarError, GrammarFault, GrammarLimits, GrammarPiece,
+    GrammarSpec, GrammarState, TokenMask,
 };
 pub use model_file::{ModelFile, TensorInfo, TextFile};
 pub use scripted::{Script, ScriptEnd, ScriptedEngine};
 pub use text_model::{ChatError, TextModel, TextModelError};
+pub use thinking::{Thinking, ThinkingTokens};
 pub use tokenizer::{
     DecodeStream, GgufVocabulary, PendingBytes, PreTokenizer, SpecialTokens, TokenKind, Tokenizer,
     TokenizerError,

@@ -11,6 +11,7 @@ use crate::chat::{ChatOptions, ChatTemplate, TemplateError};
 use crate::error::ModelError;
 use crate::gguf::GgufMetadata;
 use crate::model_file::{ModelFile, TextFile};
+use crate::thinking::ThinkingTokens;
 use crate::tokenizer::{GgufVocabulary, SpecialTokens, TokenKind, Tokenizer, TokenizerError};
 
 /// Control tokens that end a turn in the chat formats of Qwen, Llama 3 and SmolLM.
@@ -130,6 +131,12 @@ impl TextModel {
     #[must_use]
     pub fn end_of_turn_ids(&self) -> &Arc<[TokenId]> {
         &self.end_of_turn_ids
+    }
+
+    /// The tokens around what the model thinks; `None` where it has none.
+    #[must_use]
+    pub fn thinking_tokens(&self) -> Option<ThinkingTokens> {
+        ThinkingTokens::of(&self.tokenizer)
     }
 
     /// The prompt of a conversation. Control tokens come from the template only, never from messages or tools.

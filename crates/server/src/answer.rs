@@ -11,9 +11,11 @@ use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
 use futures_util::StreamExt;
-use mintage_model::{Event, FinishReason, PendingBytes, SampledToken, TextModel, TokenId};
+use mintage_model::{
+    CallEvent, CallFormat, CallReader, CallTool, Event, FinishReason, PendingBytes, SampledToken,
+    TextModel, Thinking, TokenId,
+};
 
-use crate::chat::{CallEvent, CallParser};
 use crate::error::ApiError;
 use crate::metered::MeteredStream;
 use crate::request_id::random_hex;
@@ -77,13 +79,20 @@ pub(crate) struct ChoiceOptions {
     pub(crate) request_timeout_s: u64,
     /// The calls to look for.
     pub(crate) calls: Option<Calls>,
+    /// What tells thinking from the answer.
+    pub(crate) thinking: Option<Thinking>,
 }
 
 /// The calls that a model may write, in the way its template shows.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
+    pub(crate) format: CallFormat,
+    /// A grammar keeps the model to it: nothing else is a call.
+    pub(crate) strict: bool,
     /// Functions it may call.
-    pub(crate) names: Vec<String>,
+    pub(crate) tools: Arc<[CallTool]>,
+    /// Control tokens whose text belongs to a call.
+    pub(crate) marker_ids: Vec<TokenId>,
     /// Several in one answer; else it ends behind the first.
     pub(crate) parallel: bool,
 }
@@ -103,7 +112,12 @@ pub(crate) struct Choice {
     released_bytes: usize,
     /// The stop string that was met.
     stopped: Option<String>,
-    calls: Option<CallParser>,
+    calls: Option<CallReader>,
+    thinking: Option<Thinking>,
+    /// Ends of lines that are part of what is thought, should more of it come.
+    held_lines: String,
+    /// What follows is the beginning of thoughts, or of an answer behind them: ends of lines before it are no part of it.
+    trims_lines: bool,
     /// Calls that began, and those of them that were whole.
     begun_calls: u32,
     whole_calls: u32,
@@ -122,9 +136,16 @@ impl Choice {
         options: ChoiceOptions,
     ) -> Self {
         let matcher = StopMatcher::new(options.stops.clone());
-        let calls = options.calls.as_ref().map(|calls| CallParser::new(calls.names.clone()));
+        let reader = |calls: &Calls| {
+            let reader = CallReader::new(calls.format, Arc::clone(&calls.tools));
+            if calls.strict { reader.strict() } else { reader }
+        };
+        let calls = options.calls.as_ref().map(reader);
         Self {
             calls,
+            thinking: options.thinking,
+            held_lines: String::new(),
+            trims_lines: options.thinking.is_some_and(|thinking| thinking.is_inside()),
             begun_calls: 0,
             whole_calls: 0,
             called_once: false,
@@ -182,11 +203,20 @@ impl Choice {
     }
 
     fn token(&mut self, token: SampledToken) {
+        if self.thinking.as_mut().is_some_and(|thinking| thinking.push(token.id)) {
+            self.thought(token);
+            return;
+        }
         let is_stop = self.options.stop_token_ids.contains(&token.id);
         let tokenizer = self.text_model.tokenizer();
-        let is_silent = is_stop || tokenizer.is_special(token.id);
+        let is_marker =
+            self.options.calls.as_ref().is_some_and(|calls| calls.marker_ids.contains(&token.id));
+        let is_silent = is_stop || (tokenizer.is_special(token.id) && !is_marker);
         let bytes = if is_silent { &[] } else { tokenizer.token_bytes(token.id).unwrap_or(&[]) };
         let piece = self.utf8.push(bytes);
+        let had_text = !piece.is_empty();
+        let piece = self.trimmed(piece);
+        let is_silent = is_silent || (had_text && piece.is_empty());
         if self.options.wants_entries {
             self.entries.push_back(TokenEntry {
                 token,
@@ -207,9 +237,57 @@ impl Choice {
         }
     }
 
+    /// A token of thinking. Stop strings are of the answer, not of this.
+    fn thought(&mut self, token: SampledToken) {
+        let tokenizer = self.text_model.tokenizer();
+        let thinking = self.thinking.map(|thinking| (thinking.tokens(), thinking.is_inside()));
+        let is_marker = thinking.is_some_and(|(t, _)| token.id == t.begin || token.id == t.end);
+        let is_over = thinking.is_some_and(|(_, is_inside)| !is_inside);
+        let is_silent = is_marker
+            || tokenizer.is_special(token.id)
+            || self.options.stop_token_ids.contains(&token.id);
+        let bytes = if is_silent { &[] } else { tokenizer.token_bytes(token.id).unwrap_or(&[]) };
+        let mut piece = self.utf8.push(bytes);
+        if is_over {
+            piece += &self.utf8.finish();
+        }
+        let mut entries = Vec::new();
+        if self.options.wants_entries {
+            let (start_char, start_byte) = (self.decoded_chars, self.decoded_bytes);
+            entries.push(TokenEntry { token, start_char, start_byte, is_silent });
+        }
+        // The last lines' ends belong to the marker behind them.
+        let mut text = std::mem::take(&mut self.held_lines) + &self.trimmed(piece);
+        self.held_lines = text.split_off(text.trim_end_matches('\n').len());
+        if is_marker {
+            self.held_lines.clear();
+            self.trims_lines = true;
+        }
+        if !text.is_empty() || !entries.is_empty() {
+            self.ready.push_back(Ok(Part::Reasoning { text, entries }));
+        }
+    }
+
+    /// Without the ends of lines that stand behind a marker of thinking.
+    fn trimmed(&mut self, piece: String) -> String {
+        if !self.trims_lines {
+            return piece;
+        }
+        let rest = piece.trim_start_matches('\n').to_owned();
+        self.trims_lines = rest.is_empty();
+        rest
+    }
+
     /// What was held back at the end of an answer without a stop string.
     fn last_words(&mut self) {
         let rest = self.utf8.finish();
+        if self.thinking.is_some_and(|thinking| thinking.is_inside()) {
+            if !rest.is_empty() {
+                let text = std::mem::take(&mut self.held_lines) + &rest;
+                self.ready.push_back(Ok(Part::Reasoning { text, entries: Vec::new() }));
+            }
+            return;
+        }
         let text = match self.matcher.push(&rest) {
             Released::Text(text) => text + &self.matcher.finish(),
             Released::Stopped { text, stop } => {
@@ -262,7 +340,11 @@ impl Choice {
                 CallEvent::Text(text) => Part::Text { text, entries: std::mem::take(&mut entries) },
                 CallEvent::Begin(name) => {
                     self.begun_calls += 1;
-                    let id = format!("call_{}", random_hex());
+                    let length = self.options.calls.as_ref().and_then(|c| c.format.id_length());
+                    let id = match length {
+                        Some(length) => random_hex().chars().take(length).collect(),
+                        None => format!("call_{}", random_hex()),
+                    };
                     Part::CallBegin { call: self.begun_calls - 1, id, name }
                 }
                 CallEvent::Arguments(text) => Part::CallArguments { call, text },

@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{BoxStream, SelectAll};
 use mintage_ledger::limits::Standings;
 use mintage_ledger::{KeptAnswer, TokenUsage};
-use mintage_model::{GenerateRequest, Grammar, Priority, SubmitError, TokenId};
+use mintage_model::{GenerateRequest, Grammar, Priority, SubmitError, Thinking, TokenId};
 use tokio::sync::{oneshot, watch};
 
 use crate::answer::{Calls, Choice, ChoiceOptions, Part};
@@ -155,6 +155,8 @@ pub(crate) struct Job {
     pub(crate) grammar: Option<Arc<dyn Grammar>>,
     /// The calls to look for in the answer.
     pub(crate) calls: Option<Calls>,
+    /// What tells thinking from the answer, where the model may think.
+    pub(crate) thinking: Option<Thinking>,
     pub(crate) logprobs: Option<u8>,
     pub(crate) prompt_logprobs: Option<u8>,
     pub(crate) options: Options,
@@ -201,6 +203,7 @@ impl Job {
             max_tokens_field: "max_tokens",
             grammar: None,
             calls: None,
+            thinking: None,
             logprobs: None,
             prompt_logprobs: None,
             options: Options::default(),
@@ -380,6 +383,7 @@ impl Job {
             wants_entries: self.logprobs.is_some() || self.options.return_token_ids,
             request_timeout_s: app.limits.request_timeout.as_secs(),
             calls: self.calls.clone(),
+            thinking: self.thinking,
         };
         let base = self.base_request(app, incoming, model)?;
         let mut all = SelectAll::new();
@@ -391,8 +395,9 @@ impl Job {
                 request.prompt = Arc::clone(prompt);
                 request.max_new_tokens = max_new_tokens;
                 request.sampling.seed = choice_seed(base.sampling.seed, index);
+                let engine = model.engine.as_ref();
                 let events =
-                    meter.submit(model.engine.as_ref(), index, request).map_err(|error| {
+                    meter.submit(engine, index, request, self.thinking).map_err(|error| {
                         meter.forgive();
                         if matches!(error, SubmitError::QueueFull { .. }) {
                             app.metrics.refused("queue_full");

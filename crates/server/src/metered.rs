@@ -17,7 +17,7 @@ use futures_util::StreamExt;
 use mintage_ledger::{KeptAnswer, Pending, Principal, Receipt, TokenUsage};
 use mintage_model::{
     Engine, EngineFault, Event, EventStream, Finish, FinishReason, GenerateRequest, SubmitError,
-    Timings, Usage,
+    Thinking, Timings, TokenId, Usage,
 };
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -66,12 +66,13 @@ impl Meter {
         Self { record, metrics, settling, span: tracing::Span::current() }
     }
 
-    /// Submits one choice.
+    /// Submits one choice; `thinking` tells tokens of thinking apart, where the model thinks.
     pub(crate) fn submit(
         &self,
         engine: &dyn Engine,
         index: u32,
         request: GenerateRequest,
+        thinking: Option<Thinking>,
     ) -> Result<MeteredStream, SubmitError> {
         let max_new_tokens = request.max_new_tokens;
         let prompt_tokens = request.prompt.len() as u64;
@@ -85,6 +86,8 @@ impl Meter {
             prompt_tokens,
             prefilled: None,
             polled: 0,
+            thought: 0,
+            thinking,
             stopped_by_us: false,
             last_token: None,
         };
@@ -286,6 +289,7 @@ impl Drop for Record {
             prompt_tokens = totals.usage.prompt(),
             cached_tokens = totals.usage.cached_input,
             output_tokens = totals.usage.completion(),
+            thinking_tokens = totals.usage.thinking,
             queued_ms = ms(totals.queued),
             first_token_ms = totals.first_token.map(ms),
             total_ms = ms(facts.arrival.elapsed()),
@@ -304,6 +308,10 @@ struct Account {
     prefilled: Option<u64>,
     /// Tokens counted one by one.
     polled: u64,
+    /// Of those, tokens of thinking.
+    thought: u64,
+    /// Where the choice stands, where the model thinks. It sees all tokens, also those that nobody reads any more.
+    thinking: Option<Thinking>,
     /// A stop string was found: the cancel that follows is a stop, not an abort.
     stopped_by_us: bool,
     last_token: Option<Instant>,
@@ -319,7 +327,13 @@ impl Account {
         }
     }
 
-    fn token(&mut self) {
+    /// Whether the token is thinking's. Called once for each.
+    fn thinks(&mut self, token: TokenId) -> bool {
+        self.thinking.as_mut().is_some_and(|thinking| thinking.push(token))
+    }
+
+    fn token(&mut self, token: TokenId) {
+        let thinks = self.thinks(token);
         let record = &self.meter.record;
         {
             let mut totals = record.totals();
@@ -329,9 +343,11 @@ impl Account {
             if let Some(admitted) = totals.admitted.as_mut().filter(|_| record.facts.streamed) {
                 admitted.progress(sent);
             }
-            totals.usage.output += 1;
+            let class = if thinks { &mut totals.usage.thinking } else { &mut totals.usage.output };
+            *class += 1;
         }
         self.polled += 1;
+        self.thought += u64::from(thinks);
         if record.facts.batch {
             return;
         }
@@ -369,8 +385,16 @@ impl Account {
                 let cached = u64::from(finish.usage.cached_tokens).min(self.prompt_tokens);
                 usage.input += self.prompt_tokens - cached;
                 usage.cached_input += cached;
-                usage.output -= self.polled;
-                usage.output += u64::from(finish.usage.output_tokens);
+                usage.output -= self.polled - self.thought;
+                usage.thinking -= self.thought;
+                let sampled = u64::from(finish.usage.output_tokens);
+                let thought = match &self.thinking {
+                    Some(thinking) if thinking.is_inside() => sampled,
+                    Some(thinking) => u64::from(thinking.count()).min(sampled),
+                    None => 0,
+                };
+                usage.thinking += thought;
+                usage.output += sampled - thought;
             } else if self.polled > 0 {
                 // A fault of ours: nothing beyond what was sent, and nothing at all before the first token.
                 usage.input += self.prompt_tokens - cached;
@@ -431,9 +455,9 @@ impl Stream for MeteredStream {
             None => Event::Finished(lost()),
         };
         match &event {
-            Event::Token(_) => {
+            Event::Token(token) => {
                 if let Some(account) = &mut self.account {
-                    account.token();
+                    account.token(token.id);
                 }
             }
             Event::Finished(finish) => self.settle(finish),
@@ -482,7 +506,8 @@ impl Drop for MeteredStream {
                         Some(Event::Prefilled { cached_tokens, .. }) => {
                             account.prefilled(cached_tokens);
                         }
-                        Some(Event::Token(_) | Event::Vector(_)) => {}
+                        Some(Event::Token(token)) => drop(account.thinks(token.id)),
+                        Some(Event::Vector(_)) => {}
                         None => break lost(),
                     }
                 }

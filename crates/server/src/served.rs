@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use mintage_model::{Engine, GenerationDefaults, GrammarCompiler, TextModel};
+use mintage_model::{CallFormat, Engine, GenerationDefaults, GrammarCompiler, TextModel};
 
 use crate::routes::{self, RouteConfig};
 use crate::upstream::{RemoteModel, UpstreamConfig, UpstreamError};
@@ -26,6 +26,13 @@ pub struct ServedModel {
     pub digest: Arc<str>,
     /// What holds where a request says nothing, and the tokens that end a turn.
     pub defaults: GenerationDefaults,
+}
+
+impl ServedModel {
+    /// How the model writes calls, as far as its template shows it.
+    pub(crate) fn call_format(&self) -> Option<CallFormat> {
+        CallFormat::of_template(self.text.template()?.source())
+    }
 }
 
 /// Why models cannot be served together.

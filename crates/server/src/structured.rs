@@ -1,19 +1,20 @@
 //! What an answer must look like, as requests say it: OpenAI's `response_format` and vLLM's extras (`guided_json`,
 //! `guided_regex`, `guided_choice`, `guided_grammar`, and their later form `structured_outputs`) become one
-//! [`Format`], which is compiled to a grammar before anything is held or computed.
+//! [`Format`], which is compiled to a grammar before anything is held or computed. So are calls of tools that have to come
+//! (`tool_choice`) or whose arguments have to follow their schema (`strict`).
 //!
 //! Invariant: it fails closed. Two constraints at once, or one that cannot be honoured, are a refusal that names the field
 //! (and of a schema the keyword); none is ever passed over.
 
 use std::sync::Arc;
 
-use mintage_model::{Grammar, GrammarError, GrammarSpec};
-use serde_json::Value;
+use mintage_model::{CallTool, FreeAnswer, Grammar, GrammarError, GrammarSpec};
+use serde_json::{Value, json};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-use crate::chat::Format;
+use crate::chat::{ChatRequest, Format, Tool, ToolChoice};
 use crate::error::{ApiError, Fault};
-use crate::fields::{Fields, Null, shown, wrong_type};
+use crate::fields::{Fields, Null, shortened, shown, unsupported, wrong_type};
 use crate::served::ServedModel;
 
 /// What the answer must look like, and the field that says so.
@@ -63,11 +64,79 @@ pub(crate) fn compile(
         Format::Choice(texts) => GrammarSpec::Choice(texts.clone()),
         Format::Grammar(text) => GrammarSpec::from_grammar_text(text.clone()),
     };
-    if let Some(grammar) = model.grammars.cached(&spec) {
-        return Ok(Some(grammar));
+    compile_spec(model, &spec, field).map(Some)
+}
+
+/// What answers must look like that call tools: all of those that have to, and in those that may the arguments of `strict`
+/// tools. `None` where that is nothing to be kept to.
+pub(crate) fn compile_calls(
+    model: &ServedModel,
+    request: &ChatRequest,
+) -> Result<Option<Arc<dyn Grammar>>, ApiError> {
+    let forced = match &request.tool_choice {
+        ToolChoice::None => return Ok(None),
+        ToolChoice::Auto if request.tools.is_empty() => return Ok(None),
+        ToolChoice::Auto => false,
+        ToolChoice::Required | ToolChoice::Named(_) => true,
+    };
+    let is_json = matches!(request.format, Format::JsonObject | Format::JsonSchema(_));
+    let strict = request.tools.iter().any(|tool| tool.strict);
+    let is_kept = forced || is_json || (strict && request.format == Format::Text);
+    if !is_kept {
+        return Ok(None);
     }
-    let compiled = blocking(|| model.grammars.compile(&spec));
-    compiled.map(Some).map_err(|error| refused(field, &error))
+    let Some(format) = model.call_format() else {
+        let what = "this model's chat template shows no form of calls that is known here";
+        return if forced || strict { Err(unsupported("tool_choice", what)) } else { Ok(None) };
+    };
+    let mut tools = called_tools(request)?;
+    if !forced {
+        let held = request.tools.iter().map(|tool| tool.strict);
+        for (tool, _) in tools.iter_mut().zip(held).filter(|(_, strict)| !strict) {
+            tool.parameters = json!({"type": "object"});
+        }
+    }
+    let free = match &request.format {
+        _ if forced => None,
+        Format::JsonObject => Some(FreeAnswer::Schema(json!({"type": "object"}))),
+        Format::JsonSchema(schema) => Some(FreeAnswer::Schema(schema.clone())),
+        _ => Some(FreeAnswer::Text),
+    };
+    let one = !request.parallel_tool_calls || matches!(request.tool_choice, ToolChoice::Named(_));
+    let spec = format.grammar(&tools, free, one.then_some(1));
+    let spec = spec.map_err(|error| refused("tools", &error))?;
+    compile_spec(model, &spec, "tools").map(Some)
+}
+
+/// The tools that may be called by `tool_choice`; at least one.
+fn called_tools(request: &ChatRequest) -> Result<Vec<CallTool>, ApiError> {
+    let wanted = |tool: &&Tool| match &request.tool_choice {
+        ToolChoice::Named(name) => tool.name == *name,
+        _ => true,
+    };
+    let tools: Vec<CallTool> = request.tools.iter().filter(wanted).map(Tool::for_calls).collect();
+    if tools.is_empty() {
+        let message = match &request.tool_choice {
+            ToolChoice::Named(name) => {
+                format!("`tool_choice`: no tool in `tools` is called `{}`.", shortened(name))
+            }
+            _ => "`tool_choice` asks for a call, but `tools` holds no tool.".to_owned(),
+        };
+        return Err(ApiError::field("tool_choice", "invalid_value", message));
+    }
+    Ok(tools)
+}
+
+fn compile_spec(
+    model: &ServedModel,
+    spec: &GrammarSpec,
+    field: &str,
+) -> Result<Arc<dyn Grammar>, ApiError> {
+    if let Some(grammar) = model.grammars.cached(spec) {
+        return Ok(grammar);
+    }
+    let compiled = blocking(|| model.grammars.compile(spec));
+    compiled.map_err(|error| refused(field, &error))
 }
 
 /// Small bodies are understood on the threads that serve: those are given to others while one of them waits.
@@ -179,7 +248,6 @@ fn take_guided(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn take(body: Value) -> Result<Option<Structured>, ApiError> {
         let mut fields = Fields::parse(body.to_string().as_bytes()).unwrap();

@@ -15,10 +15,12 @@ use llguidance::{Logger, Matcher, ParserFactory};
 use super::cache::GrammarCache;
 use super::composed::Composer;
 use super::state::{Compiled, first_line, is_limit};
+use super::thinking::AfterThinking;
 use super::vocabulary::{Vocabulary, end_tokens};
 use super::{Grammar, GrammarError, GrammarSpec, gbnf, schema};
 use crate::TokenId;
 use crate::text_model::TextModel;
+use crate::thinking::Thinking;
 
 /// Stack of a compiling thread: schemas nest, and are compiled by recursion. Reserved, not used, until needed.
 const STACK_BYTES: usize = 64 << 20;
@@ -162,6 +164,21 @@ impl GrammarCompiler {
         self.cache().get(&spec.digest())
     }
 
+    /// The grammar of answers that think first, with at most `budget` tokens (markers included, at least two), and then
+    /// follow `then`; `thinking` is the beginning of an answer, `vocab_size` the engine's.
+    #[must_use]
+    pub fn after_thinking(
+        &self,
+        thinking: Thinking,
+        budget: Option<u32>,
+        then: Option<Arc<dyn Grammar>>,
+        vocab_size: u32,
+    ) -> Arc<dyn Grammar> {
+        let ends = end_tokens(&self.text);
+        let vocab_size = vocab_size as usize;
+        Arc::new(AfterThinking { thinking, budget, then, ends, vocab_size })
+    }
+
     fn cache(&self) -> std::sync::MutexGuard<'_, GrammarCache> {
         // Nothing panics while it holds the lock.
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
@@ -255,10 +272,8 @@ fn top_level(
             regex_syntax::parse(text).map_err(|error| malformed(regex_error(&error)))?;
             TopLevelGrammar::from_regex(unanchored(text))
         }
-        GrammarSpec::Composed { before, options, between, optional, most, after } => {
-            let composer = Composer::new(text.tokenizer());
-            let (lark, found) =
-                composer.compose(before, options, between, (*optional, *most), after)?;
+        GrammarSpec::Calls { .. } => {
+            let (lark, found) = Composer::new(text.tokenizer()).compose(spec)?;
             notes = found;
             TopLevelGrammar::from_lark(lark)
         }

@@ -1,12 +1,14 @@
-//! Composed answers to Lark: fixed texts with their control tokens, JSON schemas, free text.
+//! Answers that call tools to Lark: fixed texts with their control tokens, JSON schemas, free text.
 
 use std::fmt::Write;
 
 use super::gbnf::lark_string;
 use super::schema::{self, Notes};
-use super::{GrammarError, GrammarPiece};
+use super::{FreeAnswer, GrammarError, GrammarPiece, GrammarSpec};
 use crate::tokenizer::Tokenizer;
 
+/// What it is called in errors.
+const KIND: &str = "grammar of tool calls";
 /// Pieces of a composed grammar, all together.
 const MAX_PIECES: usize = 4_096;
 
@@ -24,34 +26,56 @@ impl<'t> Composer<'t> {
         Self { tokenizer, rules: String::new(), schemas: 0, pieces: 0, notes: Notes::default() }
     }
 
-    /// The whole grammar; see [`GrammarSpec::Composed`](super::GrammarSpec::Composed).
-    pub(super) fn compose(
-        mut self,
-        before: &[GrammarPiece],
-        options: &[Vec<GrammarPiece>],
-        between: &str,
-        (optional, most): (bool, Option<u32>),
-        after: &[GrammarPiece],
-    ) -> Result<(String, Notes), GrammarError> {
+    /// The whole grammar; see [`GrammarSpec::Calls`].
+    pub(super) fn compose(mut self, spec: &GrammarSpec) -> Result<(String, Notes), GrammarError> {
+        let GrammarSpec::Calls { free, opener, before, options, between, most, after } = spec
+        else {
+            return Err(GrammarError::Internal("not a grammar of calls".to_owned()));
+        };
         let options: Vec<String> =
             options.iter().map(|option| self.sequence(option)).collect::<Result<_, _>>()?;
         if options.is_empty() || options.iter().any(String::is_empty) {
             let reason = "it holds no tool, or an empty one".to_owned();
-            return Err(GrammarError::Malformed { kind: "grammar of tool calls", reason });
+            return Err(GrammarError::Malformed { kind: KIND, reason });
         }
-        let (before, after) = (self.sequence(before)?, self.sequence(after)?);
-        let between = self.text(between);
+        let (before, between, after) = (self.text(before), self.text(between), self.text(after));
         let more = match most {
-            Some(most) if most <= 1 => String::new(),
+            Some(most) if *most <= 1 => String::new(),
             Some(most) => format!("({between} option){{0,{}}}", most - 1),
             None => format!("({between} option)*"),
         };
-        let mark = if optional { "?" } else { "" };
-        let mut lark =
-            format!("start: {before} calls{mark} {after}\ncalls: option {more}\noption: ");
+        let start = self.start(free.as_ref(), opener)?;
+        let mut lark = format!("start: {start}\ncalls: {before} option {more} {after}\noption: ");
         let _ = writeln!(lark, "{}", options.join("\n | "));
         lark.push_str(&self.rules);
         Ok((lark, self.notes))
+    }
+
+    /// Calls, or what may stand instead and before them.
+    fn start(&mut self, free: Option<&FreeAnswer>, opener: &str) -> Result<String, GrammarError> {
+        let opens = self.text(opener);
+        match free {
+            None => return Ok(format!("{opens} calls")),
+            Some(FreeAnswer::Schema(schema)) => {
+                let json = self.schema(schema)?;
+                return Ok(format!("{json} | {opens} calls"));
+            }
+            Some(FreeAnswer::Text) => {}
+        }
+        let not = match opener {
+            "" => r"\s*\{(?s:.*)".to_owned(),
+            opener => format!("(?s:.*){}(?s:.*)", regex_syntax::escape(opener).replace('/', "\\/")),
+        };
+        let _ = writeln!(self.rules, "FREE: /(?s:.*)/ & ~/{not}/");
+        Ok(match (opener, opens.starts_with("<[")) {
+            ("", _) => "FREE | calls".to_owned(),
+            (_, true) => format!("FREE | FREE {opens} calls"),
+            // What opens calls is text like any other: it ends the text as soon as it is there.
+            (_, false) => {
+                let _ = writeln!(self.rules, "opened[lazy]: ANY {opens}\nANY: /(?s:.*)/");
+                "FREE | opened calls".to_owned()
+            }
+        })
     }
 
     fn sequence(&mut self, pieces: &[GrammarPiece]) -> Result<String, GrammarError> {
@@ -60,7 +84,7 @@ impl<'t> Composer<'t> {
             self.pieces += 1;
             if self.pieces > MAX_PIECES {
                 return Err(GrammarError::TooLarge {
-                    kind: "grammar of tool calls",
+                    kind: KIND,
                     given: self.pieces,
                     limit: MAX_PIECES,
                     unit: "pieces",
@@ -68,8 +92,19 @@ impl<'t> Composer<'t> {
             }
             let piece = match piece {
                 GrammarPiece::Text(text) => self.text(text),
-                GrammarPiece::AnyText => "/(?s:.*)/".to_owned(),
                 GrammarPiece::Schema(schema) => self.schema(schema)?,
+                GrammarPiece::TextUntil(end) => {
+                    let name = format!("until{}", self.schemas);
+                    self.schemas += 1;
+                    let end = lark_string(end);
+                    let _ = writeln!(self.rules, "{name}[lazy]: /(?s:.*)/ {end}");
+                    name
+                }
+                GrammarPiece::OneOf(texts) => {
+                    let texts: Vec<String> = texts.iter().map(|text| lark_string(text)).collect();
+                    format!("({})", texts.join(" | "))
+                }
+                GrammarPiece::Optional(pieces) => format!("({})?", self.sequence(pieces)?),
             };
             out.push_str(&piece);
             out.push(' ');

@@ -10,28 +10,43 @@ pub enum GrammarPiece {
     Text(String),
     /// A JSON value that this schema accepts.
     Schema(Json),
-    /// Any text, also none, without control or added tokens.
-    AnyText,
+    /// Any text up to this, which ends it, without control or added tokens.
+    TextUntil(String),
+    /// One of these texts.
+    OneOf(Vec<String>),
+    /// All of these or none.
+    Optional(Vec<GrammarPiece>),
+}
+
+/// What an answer may be instead of calls.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FreeAnswer {
+    /// Any text without control or added tokens, in which nothing begins a call; calls may follow it.
+    Text,
+    /// A JSON value that this schema accepts.
+    Schema(Json),
 }
 
 /// What an answer must look like.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GrammarSpec {
-    /// `before`, then `options`, one after the other with `between` between two of them, then `after`: calls of tools, in
-    /// the form of a model's own template.
-    Composed {
+    /// Calls of tools, in the form of a model's own template: `opener`, `before`, then `options`, one after the other with
+    /// `between` between two of them, then `after`.
+    Calls {
+        /// What an answer may be instead.
+        free: Option<FreeAnswer>,
+        /// Tells a call from text; where it is empty, `{` at the beginning does.
+        opener: String,
         /// Comes first.
-        before: Vec<GrammarPiece>,
+        before: String,
         /// Sequences of pieces, of which each place takes one.
         options: Vec<Vec<GrammarPiece>>,
         /// Between two options.
         between: String,
-        /// There may be none of them.
-        optional: bool,
         /// How many of them there may be, at least 1; `None`: any number.
         most: Option<u32>,
         /// Comes last.
-        after: Vec<GrammarPiece>,
+        after: String,
     },
     /// A JSON value that this schema accepts.
     JsonSchema(Json),
@@ -50,9 +65,10 @@ pub enum GrammarSpec {
 impl GrammarPiece {
     fn bytes(&self) -> usize {
         match self {
-            Self::Text(text) => text.len(),
+            Self::Text(text) | Self::TextUntil(text) => text.len(),
             Self::Schema(schema) => schema.to_string().len(),
-            Self::AnyText => 1,
+            Self::OneOf(texts) => texts.iter().map(String::len).sum(),
+            Self::Optional(pieces) => pieces.iter().map(Self::bytes).sum(),
         }
     }
 }
@@ -68,7 +84,7 @@ impl GrammarSpec {
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Composed { .. } => "grammar of tool calls",
+            Self::Calls { .. } => "grammar of tool calls",
             Self::JsonSchema(_) => "JSON schema",
             Self::JsonObject => "JSON object",
             Self::Regex(_) => "regular expression",
@@ -92,7 +108,7 @@ impl GrammarSpec {
             Self::Regex(text) | Self::Lark(text) | Self::Gbnf(text) => part(text),
             Self::Choice(texts) => texts.iter().for_each(|text| part(text)),
             // Everything in it has a derived, unambiguous notation.
-            Self::Composed { .. } => part(&format!("{self:?}")),
+            Self::Calls { .. } => part(&format!("{self:?}")),
         }
         hash.finalize().into()
     }
@@ -104,9 +120,13 @@ impl GrammarSpec {
             Self::JsonObject => 0,
             Self::Regex(text) | Self::Lark(text) | Self::Gbnf(text) => text.len(),
             Self::Choice(texts) => texts.iter().map(String::len).sum(),
-            Self::Composed { before, options, after, between, .. } => {
-                let pieces = options.iter().flatten().chain(before).chain(after);
-                between.len() + pieces.map(GrammarPiece::bytes).sum::<usize>()
+            Self::Calls { free, opener, before, options, between, after, .. } => {
+                let free = match free {
+                    Some(FreeAnswer::Schema(schema)) => schema.to_string().len(),
+                    _ => 0,
+                };
+                let texts = opener.len() + before.len() + between.len() + after.len();
+                free + texts + options.iter().flatten().map(GrammarPiece::bytes).sum::<usize>()
             }
         }
     }

@@ -179,21 +179,22 @@ fn call(name: &str, arguments: Json) -> Vec<GrammarPiece> {
     let schema = json!({ "type": "object", "additionalProperties": false, "required": ["n", "a"],
         "properties": { "n": { "const": name }, "a": arguments } });
     let text = |text: &str| GrammarPiece::Text(text.to_owned());
-    vec![text("<|other|>\n"), GrammarPiece::Schema(schema), text("\n<|end-of-call|>")]
+    vec![text("\n"), GrammarPiece::Schema(schema), text("\n<|end-of-call|>")]
 }
 
 #[test]
 fn calls_of_tools_are_composed_of_tokens_texts_and_schemas() {
-    let spec = |optional, most| GrammarSpec::Composed {
-        before: vec![GrammarPiece::AnyText],
+    let spec = |free, opener: &str, most| GrammarSpec::Calls {
+        free,
+        opener: opener.to_owned(),
+        before: String::new(),
         options: vec![call("f", json!({"type": "boolean"})), call("g", json!({"enum": [1, 2]}))],
-        between: "\n".to_owned(),
-        optional,
+        between: format!("\n{opener}"),
         most,
-        after: Vec::new(),
+        after: String::new(),
     };
-    let follow_as = |optional, most, text: &str| {
-        let grammar = compiler().compile(&spec(optional, most)).unwrap();
+    let follow_as = |free, opener: &str, most, text: &str| {
+        let grammar = compiler().compile(&spec(free, opener, most)).unwrap();
         let mut state = grammar.start().unwrap();
         let tokens = text_model().tokenizer().encode(text, SpecialTokens::Allow);
         let all = tokens.iter().chain([&END]);
@@ -207,23 +208,39 @@ fn calls_of_tools_are_composed_of_tokens_texts_and_schemas() {
         }
         whole && state.has_ended()
     };
-    let follow = |most, text: &str| follow_as(false, most, text);
+    let token = "<|other|>";
+    let follow = |most, text: &str| follow_as(None, token, most, text);
+    let free = |text: &str| follow_as(Some(FreeAnswer::Text), token, None, text);
     let (f, g) = (
         "<|other|>\n{\"n\":\"f\",\"a\":true}\n<|end-of-call|>",
         "<|other|>\n{\"n\":\"g\",\"a\":2}\n<|end-of-call|>",
     );
-    assert!(follow(Some(1), f) && follow(None, g) && follow(Some(1), &format!("Well. {f}")));
+    assert!(follow(Some(1), f) && follow(None, g) && !follow(Some(1), &format!("Well. {f}")));
     assert!(follow(None, &format!("{f}\n{g}\n{f}")) && !follow(Some(1), &format!("{f}\n{g}")));
-    assert!(follow_as(true, None, "Well.") && follow_as(true, Some(1), f));
     assert!(!follow(None, "Well.") && !follow(None, &f.replace("true", "2")));
+    assert!(free("Well.") && free("") && free(f) && free(&format!("Well. {f}\n{g}")));
+    assert!(!free(&format!("Well. {f}.")) && !free(&f.replace("true", "2")));
+    // Where what opens a call is text like any other, or nothing.
+    let text = |text: &str| text.replace(token, "<call>");
+    let spelled = |said: &str| follow_as(Some(FreeAnswer::Text), "<call>", None, said);
+    assert!(spelled("Well < you.") && spelled(&text(f)) && spelled(&text(&format!("Oh {f}\n{g}"))));
+    assert!(!spelled("Well <call> me.") && !spelled(&text(&format!("Oh {f}.\n{g}"))));
+    let bare = |said: &str| follow_as(Some(FreeAnswer::Text), "", None, &said.replace(token, ""));
+    assert!(bare("Well {you}.") && bare(f) && bare(&format!("{f}\n{g}")));
+    assert!(!bare(" {\"n\"}") && !bare(&format!("{f}.")));
+    // Or JSON of another form.
+    let schema = Some(FreeAnswer::Schema(json!({"type": "integer"})));
+    let or = |said: &str| follow_as(schema.clone(), token, None, said);
+    assert!(or("12") && or(f) && !or("Well.") && !or(&format!("12{f}")));
     let unsupported = vec![call("f", json!({"type": "array", "uniqueItems": true}))];
-    let spec = GrammarSpec::Composed {
-        before: Vec::new(),
+    let spec = GrammarSpec::Calls {
+        free: None,
+        opener: String::new(),
+        before: String::new(),
         options: unsupported,
         between: String::new(),
-        optional: false,
         most: None,
-        after: Vec::new(),
+        after: String::new(),
     };
     refused(
         &spec,
@@ -468,6 +485,126 @@ proptest! {
         let value: Json = serde_json::from_str(&text).unwrap();
         let validator = jsonschema::options().should_validate_formats(true).build(&schema).unwrap();
         prop_assert!(validator.is_valid(&value), "{} by {}", text, schema);
+    }
+}
+
+/// Schemas of arguments that every format can follow.
+fn arguments() -> impl Strategy<Value = Json> {
+    let leaf = prop_oneof![
+        Just(json!({"type": "string"})),
+        Just(json!({"type": "string", "enum": ["x", "y z"]})),
+        Just(json!({"type": "integer", "minimum": -3, "maximum": 12})),
+        Just(json!({"type": "boolean"})),
+        Just(json!({"type": ["integer", "null"], "maximum": 9, "minimum": 0})),
+        Just(json!({"type": "array", "items": {"type": "boolean"}, "maxItems": 2})),
+        Just(json!({"anyOf": [{"type": "null"}, {"const": 4}]})),
+        Just(
+            json!({"type": "object", "properties": {"k": {"enum": ["v"]}}, "required": ["k"], "additionalProperties": false})
+        ),
+    ];
+    prop::collection::vec((leaf, any::<bool>()), 0..4).prop_map(|all| {
+        let name = |i: usize| ["a", "b", "c d", "é"][i].to_owned();
+        let required: Vec<String> =
+            (0..all.len()).filter(|&i| all[i].1).map(name).collect();
+        let properties: serde_json::Map<String, Json> =
+            all.iter().enumerate().map(|(i, (schema, _))| (name(i), schema.clone())).collect();
+        json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
+    })
+}
+
+/// An answer that follows the grammar, by chance, and hurries once it is long.
+fn scribbled(grammar: &dyn Grammar, mut dice: u64) -> String {
+    let mut state = grammar.start().unwrap();
+    let mut said: Vec<TokenId> = Vec::new();
+    let closing = bytes("</parameter>");
+    let mut closed = 0;
+    while !state.has_ended() {
+        assert!(said.len() < 3000, "{}", text_model().tokenizer().decode(&said, false));
+        let mask = state.mask().unwrap().clone();
+        let allowed: Vec<TokenId> = (0..VOCAB)
+            .filter(|&t| {
+                mask.allows(t) && ![b' ', b'\n', b'\t', b'\r'].map(TokenId::from).contains(&t)
+            })
+            .collect();
+        let all: Vec<TokenId> = (0..VOCAB).filter(|&t| mask.allows(t)).collect();
+        let among = if allowed.is_empty() { &all } else { &allowed };
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let mut token = among[(dice >> 33) as usize % among.len()];
+        if closed > 0 || (among.len() > 100 && (dice >> 60) > 12) {
+            // Free text ends with a quotation mark or, byte for byte, with a tag.
+            let wanted = closing[closed];
+            let quote = TokenId::from(b'"');
+            if closed == 0 && mask.allows(quote) && said.len() % 2 == 0 {
+                token = quote;
+            } else if mask.allows(wanted) {
+                token = wanted;
+                closed = (closed + 1) % closing.len();
+            } else {
+                closed = 0;
+            }
+        }
+        state.accept(token).unwrap();
+        said.push(token);
+    }
+    said.pop();
+    text_model().tokenizer().decode(&said, false)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whoever has to call a tool calls it, in every format, with arguments that its schema accepts.
+    #[test]
+    fn calls_that_are_forced_are_read_and_valid(schema in arguments(), seed in any::<u64>()) {
+        use crate::calls::{CallEvent, CallFormat, CallReader, CallTool};
+        let tools: Arc<[CallTool]> = [
+            CallTool { name: "f".to_owned(), parameters: schema.clone() },
+            CallTool { name: "none".to_owned(), parameters: Json::Null },
+        ].into();
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        for format in [CallFormat::Hermes, CallFormat::QwenCoder, CallFormat::Llama, CallFormat::Mistral, CallFormat::MistralNamed] {
+            let grammar = compiler().compile(&format.grammar(&tools, None, Some(2)).unwrap()).unwrap();
+            let text = scribbled(grammar.as_ref(), seed);
+            let mut reader = CallReader::new(format, Arc::clone(&tools)).strict();
+            let mut events = Vec::new();
+            reader.push(&text, &mut events);
+            reader.finish(&mut events);
+            let (mut name, mut json, mut calls) = (String::new(), String::new(), 0);
+            for event in events {
+                match event {
+                    CallEvent::Begin(begun) => (name, json) = (begun, String::new()),
+                    CallEvent::Arguments(more) => json += &more,
+                    CallEvent::End(None) => {
+                        let value: Json = serde_json::from_str(&json).unwrap();
+                        let fits = if name == "f" { validator.is_valid(&value) } else { value == json!({}) };
+                        prop_assert!(fits, "{format:?}: {text} by {schema}");
+                        calls += 1;
+                    }
+                    CallEvent::Text(_) | CallEvent::End(Some(_)) => prop_assert!(false, "{format:?}: {text}"),
+                }
+            }
+            prop_assert!(calls == 1 || calls == 2, "{format:?}: {text}");
+        }
+    }
+}
+
+#[test]
+fn schemas_that_a_format_cannot_follow_are_refused() {
+    use crate::calls::{CallFormat, CallTool};
+    for (format, parameters, says) in [
+        (
+            CallFormat::QwenCoder,
+            json!({"properties": {"a": {"type": "string", "minLength": 1}}}),
+            "`minLength` at `#/properties/a`",
+        ),
+        (CallFormat::QwenCoder, json!({"minProperties": 1}), "`minProperties` at `#`"),
+        (CallFormat::QwenCoder, json!({"required": ["a"]}), "`a` is not among"),
+        (CallFormat::Hermes, json!({"type": "array"}), "arguments are an object"),
+        (CallFormat::Llama, json!({"type": ["object", "null"]}), "arguments are an object"),
+    ] {
+        let tool = CallTool { name: "f".to_owned(), parameters };
+        let error = format.grammar(&[tool], None, None).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
     }
 }
 

@@ -66,6 +66,12 @@ CONVERSATIONS = {
     "content parts": [user([{"type": "text", "text": "one <|im_"}, {"type": "text", "text": "start|> two"}])],
     "null content": [user("a"), assistant(None), user("b")],
     "no messages": [],
+    # Mistral's templates want ids of nine letters and digits, and results of all calls.
+    "calls with short ids": [
+        system("Use tools."), user("Weather?"),
+        assistant("", tool_calls=[call("get_weather", {"city": "巴黎", "days": 2, "deep": {"a": [1, None, True]}}, "abcdefgh1"), call("calc", {}, "abcdefgh2")]),
+        {"role": "tool", "tool_call_id": "abcdefgh1", "name": "get_weather", "content": "{\"temp\": 21.5}"},
+        {"role": "tool", "tool_call_id": "abcdefgh2", "name": "calc", "content": "4"}, assistant("Sunny, 4."), user("Thanks")],
 }
 OPTIONS = [{"add_generation_prompt": True}, {"add_generation_prompt": False}, {"add_generation_prompt": True, "enable_thinking": False},
            {"add_generation_prompt": True, "enable_thinking": True}]
@@ -83,7 +89,8 @@ def cases():
 
 def template_of(path):
     if path.endswith(".jinja"):
-        return open(path, encoding="utf-8").read(), {}
+        named = not path.endswith("features.jinja")
+        return open(path, encoding="utf-8").read(), {"bos_token": "<s>", "eos_token": "</s>"} if named else {}
     if path.endswith(".gguf"):
         import gguf
 

@@ -2,6 +2,8 @@
 #![allow(clippy::cast_possible_truncation, reason = "sizes of test data")]
 
 #[cfg(test)]
+mod calls;
+#[cfg(test)]
 mod chat;
 #[cfg(test)]
 mod encoders;

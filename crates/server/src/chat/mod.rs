@@ -6,11 +6,10 @@
 
 mod prompt;
 mod request;
-mod tools;
 
 use std::sync::Arc;
 
-use mintage_model::{TextModel, TokenId};
+use mintage_model::{Grammar, TextModel, Thinking, TokenId};
 
 pub(crate) use prompt::{
     Prompt, TokenisedPrompt, count as count_texts, infill as tokenise_infill, text as tokenise_text,
@@ -18,7 +17,6 @@ pub(crate) use prompt::{
 pub(crate) use request::{
     ChatRequest, Format, Message, Reasoning, Role, Tool, ToolCall, ToolChoice,
 };
-pub(crate) use tools::{CallEvent, CallParser};
 
 use crate::answer::Calls;
 use crate::app::App;
@@ -105,9 +103,13 @@ fn on_own(
     id: String,
     route: Route,
 ) -> Result<Job, ApiError> {
-    refuse_unsupported(&request)?;
+    let mut thinking = None;
     let prompt = match asked {
-        Asked::Chat => prompt::chat(&model.text, &request)?,
+        Asked::Chat => {
+            let prompt = prompt::chat(&model.text, &request)?;
+            thinking = model.text.thinking_tokens().map(|tokens| tokens.behind(&prompt));
+            prompt
+        }
         Asked::Text { prompt, suffix } => {
             let vocab_size = model.engine.info().vocab_size;
             let mut prompt = tokenise_text(model, 0, prompt, false, vocab_size)?;
@@ -118,11 +120,18 @@ fn on_own(
             prompt.tokens
         }
     };
-    let grammar = structured::compile(model, &request.format, &request.format_field)?;
-    let calls = calls(model, &request);
+    let of_calls = structured::compile_calls(model, &request)?;
+    let is_kept = of_calls.is_some();
+    let grammar = match of_calls {
+        Some(grammar) => Some(grammar),
+        None => structured::compile(model, &request.format, &request.format_field)?,
+    };
+    let grammar = thinking_first(model, &request, thinking, grammar);
+    let calls = calls(model, &request, is_kept);
     Ok(Job {
         id,
         calls,
+        thinking,
         stop_token_ids: Job::stop_tokens(model, &request.options)?,
         asked: request.model,
         target: Target::Own(Arc::clone(model)),
@@ -229,28 +238,36 @@ pub(crate) fn count(
     Ok((text, tokens))
 }
 
-/// The calls to look for: of models whose template shows them as Hermes does.
-fn calls(model: &ServedModel, request: &ChatRequest) -> Option<Calls> {
-    let source = model.text.template()?.source();
-    let is_hermes = source.contains("<tool_call>") && !source.contains("<function=");
-    let wanted = is_hermes && !request.tools.is_empty() && request.tool_choice != ToolChoice::None;
-    wanted.then(|| Calls {
-        names: request.tools.iter().map(|tool| tool.name.clone()).collect(),
-        parallel: request.parallel_tool_calls,
-    })
+/// The grammar of an answer, which begins behind what the model thinks, for as long as it may.
+fn thinking_first(
+    model: &ServedModel,
+    request: &ChatRequest,
+    thinking: Option<Thinking>,
+    grammar: Option<Arc<dyn Grammar>>,
+) -> Option<Arc<dyn Grammar>> {
+    let Some(thinking) = thinking else { return grammar };
+    let Reasoning { enabled, budget_tokens } = request.reasoning;
+    // Who was told not to think answers at once.
+    let may_think = thinking.is_inside() || enabled != Some(false);
+    if !may_think || (grammar.is_none() && budget_tokens.is_none()) {
+        return grammar;
+    }
+    let vocab_size = model.engine.info().vocab_size;
+    Some(model.grammars.after_thinking(thinking, budget_tokens, grammar, vocab_size))
 }
 
-/// What a chat can ask for and this server cannot do yet: refused by name, never ignored.
-fn refuse_unsupported(request: &ChatRequest) -> Result<(), ApiError> {
-    let refuse = |field: &str, what: &str| {
-        Err(ApiError::field(field, "unsupported_parameter", format!("`{field}`: {what}.")))
-    };
-    if matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Named(_)) {
-        return refuse("tool_choice", "only `auto` and `none` are supported");
+/// The calls to look for, where the model's template shows it a form for them; `strict` where a grammar keeps it to that.
+fn calls(model: &ServedModel, request: &ChatRequest, strict: bool) -> Option<Calls> {
+    if request.tools.is_empty() || request.tool_choice == ToolChoice::None {
+        return None;
     }
-    if let Some(index) = request.tools.iter().position(|tool| tool.strict) {
-        let field = format!("tools[{index}].function.strict");
-        return refuse(&field, "strict schemas are not supported yet");
-    }
-    Ok(())
+    let format = model.call_format()?;
+    let marker = |text: &&str| model.text.tokenizer().added_token(text);
+    Some(Calls {
+        format,
+        strict,
+        tools: request.tools.iter().map(Tool::for_calls).collect(),
+        marker_ids: format.markers().iter().filter_map(marker).collect(),
+        parallel: request.parallel_tool_calls,
+    })
 }

@@ -3,6 +3,7 @@
 //! Not here: names on the wire. Whoever makes one has checked types and bounds; [`super::prepare`] checks what depends on
 //! the model.
 
+use mintage_model::CallTool;
 use serde_json::{Map, Value, json};
 
 use crate::options::Options;
@@ -162,6 +163,14 @@ pub(crate) struct Tool {
     pub(crate) json: Value,
     /// Its arguments must follow its schema.
     pub(crate) strict: bool,
+}
+
+impl Tool {
+    /// What is needed to read calls of it.
+    pub(crate) fn for_calls(&self) -> CallTool {
+        let parameters = self.json.pointer("/function/parameters").cloned();
+        CallTool { name: self.name.clone(), parameters: parameters.unwrap_or_default() }
+    }
 }
 
 /// Whether the model calls.

@@ -120,6 +120,7 @@ fn on_own(
         max_tokens_field: "max_tokens",
         grammar,
         calls: None,
+        thinking: None,
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo).max(request.prompt_logprobs),
         options,

@@ -5,7 +5,7 @@
 //!   (`unknown_parameter`), as OpenAI does: a misspelt limit must not be ignored.
 //! - `null` means absent where the document says nullable; elsewhere it is a wrong type.
 //! - Wrong types and values out of range are refused, each with the field, the limit and the value.
-//! - What we cannot do yet (`response_format` with a schema, images, `tool_choice: "required"` …) is refused by name,
+//! - What we cannot do yet (images, sounds, tools that are no functions …) is refused by name,
 //!   never silently ignored. What changes nothing here (`user`, `store`, `metadata` …) is checked and ignored.
 //! - Extensions, named as vLLM names them: `top_k`, `min_p`, `typical_p`, `repetition_penalty`, `stop_token_ids`,
 //!   `ignore_eos`, `return_token_ids`, `prompt_logprobs`, `usage: {"include": true}` (OpenRouter's name for telling the cost), and `enable_thinking` (also inside `chat_template_kwargs`).

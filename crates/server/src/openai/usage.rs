@@ -4,7 +4,7 @@ use mintage_ledger::Amount;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use crate::openai::wire::{PromptDetails, UsageBody};
+use crate::openai::wire::{CompletionDetails, PromptDetails, UsageBody};
 use crate::till::Settled;
 
 /// Money as a JSON number with all its decimals: no float on the way.
@@ -28,6 +28,8 @@ pub(super) fn body(settled: &Settled, with_cost: bool) -> UsageBody {
         completion_tokens: count(usage.completion()),
         total_tokens: count(usage.total()),
         prompt_tokens_details: PromptDetails { cached_tokens: count(usage.cached_input) },
+        completion_tokens_details: (usage.thinking > 0)
+            .then(|| CompletionDetails { reasoning_tokens: count(usage.thinking) }),
         cost: settled.cost.filter(|_| with_cost).map(|(amount, _)| Cost(amount)),
     }
 }

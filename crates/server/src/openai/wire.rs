@@ -28,6 +28,9 @@ pub(super) struct UsageBody {
     pub(super) completion_tokens: u32,
     pub(super) total_tokens: u32,
     pub(super) prompt_tokens_details: PromptDetails,
+    /// Of answers that were thought about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) completion_tokens_details: Option<CompletionDetails>,
     /// As OpenRouter has it, where asked for: in the price list's currency.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) cost: Option<Cost>,
@@ -36,6 +39,11 @@ pub(super) struct UsageBody {
 #[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
 pub(super) struct PromptDetails {
     pub(super) cached_tokens: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
+pub(super) struct CompletionDetails {
+    pub(super) reasoning_tokens: u32,
 }
 
 /// An answer or an event: head, choices, usage.

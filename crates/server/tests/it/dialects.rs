@@ -4,7 +4,9 @@ use mintage_ledger::TokenUsage;
 use mintage_model::Script;
 use serde_json::{Value, json};
 
-use crate::harness::{House, MODEL, Reply, price, says, start};
+use crate::harness::{
+    END, House, MODEL, Reply, TEMPLATE, VOCAB, price, says, start, start_speaking, text_model_with,
+};
 
 const QUESTION: &str = "What is the sum?";
 const SYSTEM: &str = "Be brief.";
@@ -18,8 +20,8 @@ fn tool() -> Value {
 /// Name, path, headers, body.
 pub(crate) type Request = (&'static str, &'static str, Vec<(&'static str, &'static str)>, Value);
 
-/// A request in each dialect; `stream` as the dialect asks for it.
-pub(crate) fn requests(stream: bool) -> Vec<Request> {
+/// A request in each dialect; `stream` and `thinks` as the dialect asks for it.
+pub(crate) fn requests(stream: bool, thinks: bool) -> Vec<Request> {
     let call = json!({"id": "c1", "type": "function",
         "function": {"name": "sum", "arguments": "{\"a\":1}"}});
     let openai = json!([
@@ -43,9 +45,13 @@ pub(crate) fn requests(stream: bool) -> Vec<Request> {
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "42"}]},
     ]);
     let of_openai = json!({"model": MODEL, "messages": openai, "tools": [tool()],
-        "enable_thinking": false, "max_tokens": 50, "stream": stream});
+        "enable_thinking": thinks, "max_tokens": 50, "stream": stream});
     let native = json!({"model": MODEL, "input": {"messages": openai}, "parameters":
-        {"tools": [tool()], "enable_thinking": false, "max_tokens": 50}});
+        {"tools": [tool()], "enable_thinking": thinks, "max_tokens": 50}});
+    let thinking = match thinks {
+        true => json!({"type": "enabled", "budget_tokens": 20}),
+        false => json!({"type": "disabled"}),
+    };
     let sse = if stream { vec![("x-dashscope-sse", "enable")] } else { Vec::new() };
     vec![
         ("openai", "/v1/chat/completions", Vec::new(), of_openai.clone()),
@@ -56,7 +62,7 @@ pub(crate) fn requests(stream: bool) -> Vec<Request> {
             vec![("anthropic-version", "2023-06-01")],
             json!({"model": MODEL, "system": SYSTEM, "messages": anthropic, "max_tokens": 50,
                 "tools": [{"name": "sum", "description": "Adds.", "input_schema": {"type": "object"}}],
-                "stream": stream}),
+                "thinking": thinking, "stream": stream}),
         ),
         (
             "dashscope",
@@ -69,14 +75,19 @@ pub(crate) fn requests(stream: bool) -> Vec<Request> {
             "ollama",
             "/api/chat",
             Vec::new(),
-            json!({"model": MODEL, "messages": ollama, "tools": [tool()], "think": false,
+            json!({"model": MODEL, "messages": ollama, "tools": [tool()], "think": thinks,
                 "options": {"num_predict": 50}, "stream": stream}),
         ),
     ]
 }
 
-/// What the client was told: uncached and cached tokens of the prompt, and sampled ones. Ollama tells no cached ones.
-pub(crate) fn told(name: &str, reply: &Reply, stream: bool) -> (Option<u64>, u64, u64) {
+/// What the client was told: cached and all tokens of the prompt, and those that were sampled, of them thinking's. Ollama
+/// tells no cached ones and no thinking.
+pub(crate) fn told(
+    name: &str,
+    reply: &Reply,
+    stream: bool,
+) -> (Option<u64>, u64, u64, Option<u64>) {
     let last = match (name, stream) {
         (_, false) => reply.json(),
         ("ollama", true) => serde_json::from_str(reply.body.lines().last().unwrap()).unwrap(),
@@ -91,29 +102,39 @@ pub(crate) fn told(name: &str, reply: &Reply, stream: bool) -> (Option<u64>, u64
     };
     let usage = &last["usage"];
     let count = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("{name}: {last}"));
+    // Said where there was some.
+    let details = |name: &str, part: &str| Some(usage[name][part].as_u64().unwrap_or(0));
     match name {
-        "ollama" => (None, count(&last["prompt_eval_count"]), count(&last["eval_count"])),
+        "ollama" => (None, count(&last["prompt_eval_count"]), count(&last["eval_count"]), None),
         "anthropic" => {
             let cached = count(&usage["cache_read_input_tokens"]);
-            (Some(cached), cached + count(&usage["input_tokens"]), count(&usage["output_tokens"]))
+            (
+                Some(cached),
+                cached + count(&usage["input_tokens"]),
+                count(&usage["output_tokens"]),
+                details("output_tokens_details", "thinking_tokens"),
+            )
         }
         "openai" | "compatible" => (
             Some(count(&usage["prompt_tokens_details"]["cached_tokens"])),
             count(&usage["prompt_tokens"]),
             count(&usage["completion_tokens"]),
+            details("completion_tokens_details", "reasoning_tokens"),
         ),
         _ => (
             Some(count(&usage["prompt_tokens_details"]["cached_tokens"])),
             count(&usage["input_tokens"]),
             count(&usage["output_tokens"]),
+            details("output_tokens_details", "reasoning_tokens"),
         ),
     }
 }
 
-async fn one_conversation(house: &House, stream: bool) {
+/// `thinking` of the `sampled` tokens are thinking's.
+async fn one_conversation(house: &House, stream: bool, sampled: u64, thinking: u64) {
     let mut prompts = Vec::new();
     let mut told_of = Vec::new();
-    for (name, path, headers, mut body) in requests(stream) {
+    for (name, path, headers, mut body) in requests(stream, thinking > 0) {
         if stream && path.ends_with("/chat/completions") {
             body["stream_options"] = json!({"include_usage": true});
         }
@@ -132,24 +153,24 @@ async fn one_conversation(house: &House, stream: bool) {
     for (name, prompt) in &prompts {
         assert_eq!(prompt, &prompts[0].1, "{name} reads another prompt");
     }
-    let sampled = ANSWER.len() as u64 + 1;
     let prompt = prompts[0].1.len() as u64;
-    for (name, (cached, all, output)) in told_of {
-        assert_eq!((cached.unwrap_or(9), all, output), (9, prompt, sampled), "{name}");
+    for (name, (cached, all, output, thought)) in told_of {
+        let told = (cached.unwrap_or(9), all, output, thought.unwrap_or(thinking));
+        assert_eq!(told, (9, prompt, sampled, thinking), "{name}");
     }
 }
 
-#[tokio::test]
-async fn the_same_work_costs_the_same_in_every_dialect() {
-    let house = start(Script { cached_tokens: 9, ..says(ANSWER) }).await;
-    one_conversation(&house, false).await;
-    one_conversation(&house, true).await;
+/// Each dialect, whole and streamed: told alike, recorded alike, billed alike.
+async fn every_dialect(house: &House, sampled: u64, thinking: u64) {
+    one_conversation(house, false, sampled, thinking).await;
+    one_conversation(house, true, sampled, thinking).await;
     let records = house.settled(12).await;
     let first = records.values().next().unwrap();
     let expected = TokenUsage {
         input: first.usage.prompt() - 9,
         cached_input: 9,
-        output: ANSWER.len() as u64 + 1,
+        output: sampled - thinking,
+        thinking,
         ..TokenUsage::default()
     };
     let mut protocols = std::collections::BTreeMap::<String, u32>::new();
@@ -170,4 +191,26 @@ async fn the_same_work_costs_the_same_in_every_dialect() {
             ("openai.chat", 4),
         ]
     );
+}
+
+#[tokio::test]
+async fn the_same_work_costs_the_same_in_every_dialect() {
+    let house = start(Script { cached_tokens: 9, ..says(ANSWER) }).await;
+    every_dialect(&house, ANSWER.len() as u64 + 1, 0).await;
+}
+
+#[tokio::test]
+async fn so_do_thinking_and_calls() {
+    let call = "<tool_call>\n{\"name\": \"sum\", \"arguments\": {}}\n</tool_call>";
+    let thought = [&[VOCAB], &*bytes("hm"), &[VOCAB + 1]].concat();
+    let tokens = [&*thought, &*bytes(call), &[END]].concat();
+    let sampled = tokens.len() as u64;
+    let script = Script { cached_tokens: 9, tokens, ..Script::default() };
+    let text = text_model_with(TEMPLATE, &[("<think>", false), ("</think>", false)]);
+    let house = start_speaking(text, move |_| Ok(script.clone())).await;
+    every_dialect(&house, sampled, thought.len() as u64).await;
+}
+
+fn bytes(text: &str) -> Vec<u32> {
+    text.bytes().map(u32::from).collect()
 }

@@ -75,7 +75,16 @@ pub(crate) async fn start_on(
     change: impl FnOnce(&mut ServerConfig),
     respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
 ) -> House {
-    start_at(tempfile::tempdir().unwrap(), open, change, respond).await
+    start_at(tempfile::tempdir().unwrap(), text_model(), open, change, respond).await
+}
+
+/// Of a model with another text side.
+pub(crate) async fn start_speaking(
+    text: TextModel,
+    respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
+) -> House {
+    let folder = tempfile::tempdir().unwrap();
+    start_at(folder, text, |folder| Ledger::open(folder).unwrap(), |_| {}, respond).await
 }
 
 /// With what an earlier server left in the folder, under a new key.
@@ -84,11 +93,12 @@ pub(crate) async fn start_in(
     change: impl FnOnce(&mut ServerConfig),
     respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
 ) -> House {
-    start_at(folder, |folder| Ledger::open(folder).unwrap(), change, respond).await
+    start_at(folder, text_model(), |folder| Ledger::open(folder).unwrap(), change, respond).await
 }
 
 async fn start_at(
     folder: tempfile::TempDir,
+    text: TextModel,
     open: impl FnOnce(&Path) -> Ledger,
     change: impl FnOnce(&mut ServerConfig),
     respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
@@ -99,9 +109,10 @@ async fn start_at(
     let keys = Arc::new(DirectoryStore::open(folder.path()).unwrap());
     let project = keys.ensure_tenant("acme", 0).unwrap();
     let key = keys.create_key(NewKey::of_project("test", &project.id), 0).unwrap();
-    let info = EngineInfo { model: MODEL.to_owned(), context_length: CONTEXT, vocab_size: VOCAB };
+    let vocab_size = text.tokenizer().vocab_size() as u32;
+    let info = EngineInfo { model: MODEL.to_owned(), context_length: CONTEXT, vocab_size };
     let engine = Arc::new(ScriptedEngine::new(info, 64, respond));
-    let text = Arc::new(text_model());
+    let text = Arc::new(text);
     let model = ServedModel {
         name: MODEL.to_owned(),
         aliases: vec!["org/alias".to_owned()],
@@ -190,7 +201,7 @@ impl Rating for Flat {
 }
 
 /// What chats look like here: a smaller cousin of Qwen's, whose calls are read as Hermes writes them.
-const TEMPLATE: &str = "{# <tool_call> #}{% if tools %}<|im_start|>tools{% for tool in tools %} {{ tool | tojson }}{% endfor %}<|im_end|>{% endif %}\
+pub(crate) const TEMPLATE: &str = "{# <tool_call> #}{% if tools %}<|im_start|>tools{% for tool in tools %} {{ tool | tojson }}{% endfor %}<|im_end|>{% endif %}\
     {% for m in messages %}<|im_start|>{{ m.role }}{% if m.name %}({{ m.name }}){% endif %} {{ m.content }}\
     {% for call in m.tool_calls or [] %}[{{ call.function.name }} {{ call.function.arguments | tojson }}]{% endfor %}\
     <|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}\
@@ -198,10 +209,17 @@ const TEMPLATE: &str = "{# <tool_call> #}{% if tools %}<|im_start|>tools{% for t
 
 /// A vocabulary of single bytes: the ids of a text are its bytes.
 pub(crate) fn text_model() -> TextModel {
+    text_model_with(TEMPLATE, &[])
+}
+
+/// The same with this template, and with more tokens behind those: text, and whether it is a control token.
+pub(crate) fn text_model_with(template: &str, more: &[(&str, bool)]) -> TextModel {
     let mut tokens: Vec<String> = (0..=255).map(|byte| byte_char(byte).to_string()).collect();
     tokens.extend(["<|im_start|>", "<|im_end|>", "<|endoftext|>"].map(str::to_owned));
+    tokens.extend(more.iter().map(|(text, _)| (*text).to_owned()));
     let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
-    let token_types: Vec<i32> = (0..VOCAB).map(|id| if id < 256 { 1 } else { 3 }).collect();
+    let mut token_types: Vec<i32> = (0..VOCAB).map(|id| if id < 256 { 1 } else { 3 }).collect();
+    token_types.extend(more.iter().map(|(_, is_control)| if *is_control { 3 } else { 4 }));
     let vocabulary = GgufVocabulary {
         model: "gpt2",
         pre: "qwen2",
@@ -214,7 +232,7 @@ pub(crate) fn text_model() -> TextModel {
         add_eos_token: None,
     };
     let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
-    TextModel::new(tokenizer, Some(TEMPLATE), &[END]).unwrap()
+    TextModel::new(tokenizer, Some(template), &[END]).unwrap()
 }
 
 /// GPT-2's way to write bytes as visible characters: those that are not visible follow from U+0100 on.

@@ -29,6 +29,7 @@ mod openapi;
 mod routes;
 mod sockets;
 mod structured;
+mod thinking;
 mod tokens;
 mod tools;
 mod upstreams;

@@ -1,8 +1,9 @@
 //! Calls of tools in every dialect: text of the model in, the dialect's own form out, whole and streamed.
 
+use mintage_model::{Script, TokenId};
 use serde_json::{Value, json};
 
-use crate::harness::{House, MODEL, says, start};
+use crate::harness::{END, House, MODEL, VOCAB, says, start, start_speaking, text_model_with};
 
 const CALL: &str = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"}ü\"}}\n</tool_call>";
 const OTHER: &str = "<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
@@ -60,6 +61,7 @@ async fn openai_answers() {
     let led = format!("Let me see.\n{CALL}");
     let broken = CALL.replace("\"}ü\"", "True");
     let unknown = CALL.replace("\"f\"", "\"h\"");
+    let fenced = CALL.replace("<tool_call>", "```json").replace("</tool_call>", "```");
     let cut = format!("{CALL}{}", OTHER.replace("}}\n</tool_call>", ""));
     for (patch, said, content, calls, finish) in [
         (json!({}), CALL, None, vec![f], "tool_calls"),
@@ -70,6 +72,7 @@ async fn openai_answers() {
         (json!({}), &*unknown, Some(&*unknown), vec![], "stop"),
         // A call that was read stays one, whatever comes of the next.
         (json!({}), &*cut, Some(&cut[CALL.len()..]), vec![f], "tool_calls"),
+        (json!({}), &*fenced, None, vec![f], "tool_calls"),
         (json!({"tool_choice": "none"}), CALL, Some(CALL), vec![], "stop"),
         (json!({"tools": []}), CALL, Some(CALL), vec![], "stop"),
         (json!({"stop": "ü"}), CALL, CALL.split('ü').next(), vec![], "stop"),
@@ -240,4 +243,181 @@ async fn dashscope_answers() {
     }
     assert_eq!((arguments.as_str(), finish), (ARGUMENTS, json!("tool_calls")), "{sent}");
     assert_eq!(names, ["f"], "{sent}");
+}
+
+/// Tools with schemas, `f` with `strict`.
+fn typed(strict: bool) -> Value {
+    let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false});
+    json!([
+        {"type": "function", "function": {"name": "f", "strict": strict, "parameters": schema}},
+        {"type": "function", "function": {"name": "g"}},
+    ])
+}
+
+fn call(name: &str, arguments: &str) -> String {
+    format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>")
+}
+
+/// Whether the answer to the last request may be these tokens, and end there.
+fn may_be(house: &House, tokens: &[TokenId]) -> bool {
+    let request = house.engine.requests().pop().unwrap();
+    let Some(grammar) = request.grammar else { return true };
+    let mut state = grammar.start().unwrap();
+    tokens.iter().chain([&END]).all(|&token| {
+        let allowed = state.mask().unwrap().allows(token);
+        allowed && state.accept(token).is_ok()
+    })
+}
+
+fn bytes(text: &str) -> Vec<TokenId> {
+    text.bytes().map(TokenId::from).collect()
+}
+
+#[tokio::test]
+async fn what_has_to_be_called_is_called() {
+    let house = start(says("x")).await;
+    let (f, g, wrong) = (call("f", "{\"a\": 1}"), call("g", "{}"), call("f", "{\"a\": \"x\"}"));
+    let (both, led) = (format!("{f}\n{g}"), format!("Hi {f}"));
+    let (f, g, wrong, both, led) = (&*f, &*g, &*wrong, &*both, &*led);
+    let (any_g, no_h) = (call("g", "{\"x\": [1]}"), call("h", "{}"));
+    let json = "{\"b\": 1}";
+    let named = json!({"type": "function", "function": {"name": "g"}});
+    for (strict, patch, good, bad) in [
+        (false, json!({}), vec!["Hi", f, wrong], vec![]),
+        (false, json!({"tool_choice": "required"}), vec![f, g, both], vec!["Hi", wrong, led]),
+        (
+            false,
+            json!({"tool_choice": "required", "parallel_tool_calls": false}),
+            vec![f, g],
+            vec![both],
+        ),
+        (false, json!({"tool_choice": named}), vec![g], vec!["Hi", f, both]),
+        (true, json!({}), vec!["Hi", "", f, led, both], vec![wrong, "<tool_call>"]),
+        (true, json!({"tool_choice": "none"}), vec!["Hi", wrong], vec![]),
+        // Who is not strict may write any object.
+        (true, json!({}), vec![&*any_g], vec![&*no_h]),
+        (
+            false,
+            json!({"response_format": {"type": "json_object"}}),
+            vec![json, f, wrong],
+            vec!["Hi", led],
+        ),
+    ] {
+        let body = merged(json!({"tools": typed(strict)}), &patch);
+        let reply = house.chat(body).await;
+        assert_eq!(reply.status, 200, "{patch}: {}", reply.body);
+        good.iter().for_each(|text| assert!(may_be(&house, &bytes(text)), "{patch} {text}"));
+        bad.iter().for_each(|text| assert!(!may_be(&house, &bytes(text)), "{patch} {text}"));
+    }
+}
+
+#[tokio::test]
+async fn every_dialect_can_ask_for_a_call() {
+    let house = start(says(&call("g", "{}"))).await;
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    let tools = json!([{"name": "f", "input_schema": {"type": "object"}}, {"name": "g", "input_schema": {"type": "object"}}]);
+    let anthropic = |choice: Value| json!({"model": MODEL, "max_tokens": 200, "messages": messages, "tools": tools, "tool_choice": choice});
+    let native = |choice: Value| {
+        json!({"model": MODEL, "input": {"messages": messages},
+        "parameters": {"tools": typed(false), "tool_choice": choice}})
+    };
+    let generation = "/api/v1/services/aigc/text-generation/generation";
+    let headers = [("anthropic-version", "2023-06-01")];
+    let (one, other) = (call("g", "{}"), call("f", "{\"a\": 1}"));
+    let two = format!("{one}\n{other}");
+    for (path, body, two_may_come, other_may_come) in [
+        ("/v1/messages", anthropic(json!({"type": "any"})), true, true),
+        (
+            "/v1/messages",
+            anthropic(json!({"type": "any", "disable_parallel_tool_use": true})),
+            false,
+            true,
+        ),
+        ("/v1/messages", anthropic(json!({"type": "tool", "name": "g"})), false, false),
+        (generation, native(json!("required")), true, true),
+        (generation, native(json!({"type": "function", "function": {"name": "g"}})), false, false),
+    ] {
+        let reply = house.speak(path, &headers, &body).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        assert!(reply.body.contains("\"g\"") && !may_be(&house, &bytes("Hi")), "{}", reply.body);
+        assert!(may_be(&house, &bytes(&one)), "{body}");
+        assert_eq!(may_be(&house, &bytes(&two)), two_may_come, "{body}");
+        assert_eq!(may_be(&house, &bytes(&other)), other_may_come, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_called_is_refused() {
+    let house = start(says("x")).await;
+    let unsupported = json!([{"type": "function", "function": {"name": "f", "strict": true,
+        "parameters": {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": true}}}}}]);
+    for (body, param, says) in [
+        (json!({"tools": unsupported}), "tools", "`uniqueItems`"),
+        (
+            json!({"tools": tools(), "tool_choice": {"type": "function", "function": {"name": "h"}}}),
+            "tool_choice",
+            "`h`",
+        ),
+        (json!({"tool_choice": "required"}), "tool_choice", "no tool"),
+    ] {
+        let reply = house.chat(body.clone()).await;
+        let error = &reply.json()["error"];
+        assert_eq!((reply.status, &error["param"]), (400, &json!(param)), "{body} {error}");
+        assert!(error["message"].as_str().unwrap().contains(says), "{error}");
+    }
+    let text = text_model_with("{{ messages[0].content }}", &[]);
+    let house = start_speaking(text, |_| Ok(says("x"))).await;
+    let reply = house.chat(json!({"tools": tools(), "tool_choice": "required"})).await;
+    assert_eq!(reply.json()["error"]["code"], "unsupported_parameter", "{}", reply.body);
+}
+
+/// Formats by the template, with markers that are control tokens of their vocabularies.
+#[tokio::test]
+async fn models_call_as_their_templates_show() {
+    let prompt = "{% for m in messages %}{{ m.content }}{% endfor %}";
+    for (shown, markers, said) in [
+        (
+            "<tool_call>",
+            &["<tool_call>", "</tool_call>"][..],
+            "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>",
+        ),
+        (
+            "<function=f><parameter=a>",
+            &["<tool_call>", "</tool_call>"],
+            "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
+        ),
+        ("<|python_tag|>", &["<|python_tag|>"], "{\"name\": \"f\", \"parameters\": {\"a\": 1}}"),
+        (
+            "[TOOL_CALLS]",
+            &["[TOOL_CALLS]"],
+            "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {\"a\": 1}}]",
+        ),
+        ("[TOOL_CALLS][ARGS]", &["[TOOL_CALLS]", "[ARGS]"], "[TOOL_CALLS]f[ARGS]{\"a\": 1}"),
+    ] {
+        let more: Vec<(&str, bool)> = markers.iter().map(|marker| (*marker, true)).collect();
+        let text = text_model_with(&format!("{{# {shown} #}}{prompt}"), &more);
+        let mut tokens = Vec::new();
+        let mut rest = said;
+        while let Some(c) = rest.chars().next() {
+            let marker = markers.iter().position(|marker| rest.starts_with(marker));
+            tokens.push(marker.map_or(c as u32, |at| VOCAB + at as u32));
+            rest = &rest[marker.map_or(c.len_utf8(), |at| markers[at].len())..];
+        }
+        let script =
+            Script { tokens: tokens.iter().copied().chain([END]).collect(), ..Script::default() };
+        let house = start_speaking(text, move |_| Ok(script.clone())).await;
+        for choice in ["auto", "required"] {
+            let reply = house.chat(json!({"tools": typed(true), "tool_choice": choice})).await;
+            let message = &reply.json()["choices"][0]["message"];
+            let function = &message["tool_calls"][0]["function"];
+            assert_eq!(function["name"], "f", "{said}: {}", reply.body);
+            let arguments: Value =
+                serde_json::from_str(function["arguments"].as_str().unwrap()).unwrap();
+            assert_eq!(arguments, json!({"a": 1}), "{said}");
+            assert_eq!(message["content"], Value::Null, "{said}");
+            assert!(may_be(&house, &tokens), "{said}");
+            assert_eq!(may_be(&house, &bytes("Hi")), choice == "auto", "{said}");
+            assert!(!may_be(&house, &tokens[..tokens.len() - 3]), "{said}");
+        }
+    }
 }

@@ -49,7 +49,7 @@ async fn every_dialect_speaks_through_it_and_costs_the_same_on_both_sides() {
     let front = before(&back, |_| {}).await;
     let mut count = 0;
     for stream in [false, true] {
-        for (name, path, headers, mut body) in requests(stream) {
+        for (name, path, headers, mut body) in requests(stream, false) {
             if stream && path.ends_with("/chat/completions") {
                 body["stream_options"] = json!({"include_usage": true});
             }
@@ -68,7 +68,7 @@ async fn every_dialect_speaks_through_it_and_costs_the_same_on_both_sides() {
             assert_eq!(asked.max_new_tokens, direct_prompt.max_new_tokens, "{name}");
             let (reply, direct) = (without_done(reply), without_done(direct));
             let prompt = asked.prompt.len() as u64;
-            let (cached, all, output) = told(name, &reply, stream);
+            let (cached, all, output, _) = told(name, &reply, stream);
             let sampled = ANSWER.len() as u64 + 1;
             assert_eq!((cached.unwrap_or(9), all, output), (9, prompt, sampled), "{name}");
             assert_eq!(told(name, &direct, stream).2, sampled, "{name}");
@@ -93,7 +93,7 @@ async fn calls_come_through_in_every_dialect() {
     let back = start(says(call)).await;
     let front = before(&back, |_| {}).await;
     for stream in [false, true] {
-        for (name, path, headers, mut body) in requests(stream) {
+        for (name, path, headers, mut body) in requests(stream, false) {
             // Long enough for a whole call.
             for limit in ["/max_tokens", "/parameters/max_tokens", "/options/num_predict"] {
                 if let Some(limit) = body.pointer_mut(limit) {

@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""llama.cpp's own server tests against this server, in their external mode; the tests themselves stay where they are.
+
+    MINTAGE_BIN=target/release/mintage MINTAGE_TEST_MODELS=target/ci/models \\
+        python3 xtask/peers/llama_tests.py …/llama.cpp/tools/server/tests [--model 0.5B] [--json target/llama-tests.json] \\
+        [-- more arguments for pytest]
+
+The tests are llama.cpp's `tools/server/tests/unit` (the source archive of the package `llama-cpp-python` holds them under
+`vendor/llama.cpp`); install their `requirements.txt` first. Between them and the server stands an adapter, because they speak
+to a server without keys, with one model, and with OpenAI's paths at the root: it adds the key, puts the model's name where it
+is missing or another's, and `/v1` before the path. Nothing else is changed: what a test says of the answer holds or does not.
+"""
+
+import argparse
+import collections
+import http.client
+import http.server
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.parse
+import urllib.request
+import xml.etree.ElementTree
+
+import speed
+
+# Files about what any server of these protocols has. Of the others each is about llama.cpp's own: slots, adapters, images,
+# its router, its web interface, plug-ins, Google's and its own metrics.
+FILES = ("test_basic.py", "test_chat_completion.py", "test_compat_anthropic.py", "test_completion.py", "test_ignore_eos.py",
+         "test_infill.py", "test_security.py", "test_stream.py", "test_template.py", "test_tokenize.py", "test_tool_call.py")
+# Paths that the server has at its root, too.
+ROOT = ("/v1", "/api", "/tokenize", "/detokenize", "/health", "/metrics", "/readyz")
+PORT = 18470
+TIMEOUT_S = 60
+
+
+class Adapter(http.server.BaseHTTPRequestHandler):
+    """Passes a request on, with the key, the model and the path that the server wants."""
+
+    protocol_version = "HTTP/1.1"
+    upstream, model = "", ""
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self):
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        try:
+            fields = json.loads(body)
+            if isinstance(fields, dict):
+                fields["model"] = self.model
+                body = json.dumps(fields).encode()
+        except ValueError:
+            pass
+        path = self.path if self.path.startswith(ROOT) else "/v1" + self.path
+        dropped = ("host", "content-length", "authorization", "x-api-key", "connection")
+        headers = {key: value for key, value in self.headers.items() if key.lower() not in dropped}
+        headers["authorization"] = f"Bearer {speed.KEY}"
+        connection = http.client.HTTPConnection(urllib.parse.urlsplit(self.upstream).netloc, timeout=TIMEOUT_S)
+        try:
+            connection.request(self.command, path, body or None, headers)
+            reply = connection.getresponse()
+            self.send_response(reply.status)
+            for key, value in reply.getheaders():
+                if key.lower() not in ("transfer-encoding", "connection", "content-length"):
+                    self.send_header(key, value)
+            self.send_header("connection", "close")
+            self.end_headers()
+            while piece := reply.read1(65536):
+                self.wfile.write(piece)
+                self.wfile.flush()
+        except OSError:
+            pass
+        finally:
+            connection.close()
+            self.close_connection = True
+
+    do_GET = do_POST = do_DELETE = do_OPTIONS = answer
+
+
+def run(tests, options, junit):
+    environment = {**os.environ, "DEBUG_EXTERNAL": "1", "PORT": str(PORT)}
+    files = [f"unit/{name}" for name in FILES if (tests / "unit" / name).exists()]
+    command = [sys.executable, "-m", "pytest", "-q", "-x" if options.first else "-q", "--tb=line", "-p", "no:cacheprovider",
+               f"--junitxml={junit}", *files, *options.more]
+    subprocess.run(command, cwd=tests, env=environment, stdout=sys.stderr if options.show else subprocess.DEVNULL)
+
+
+def outcomes(junit):
+    """(file, test) → passed, failed with the first line of why, skipped"""
+    for case in xml.etree.ElementTree.parse(junit).getroot().iter("testcase"):
+        file = case.get("classname").split(".")[-1]
+        bad = case.find("failure") if case.find("failure") is not None else case.find("error")
+        if bad is not None:
+            yield file, case.get("name"), "failed", (bad.get("message") or "").split("\n")[0][:200]
+        else:
+            yield file, case.get("name"), "skipped" if case.find("skipped") is not None else "passed", ""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("tests", type=pathlib.Path)
+    parser.add_argument("--model", choices=speed.MODELS, default="0.5B")
+    parser.add_argument("--json", help="where to write each test's outcome")
+    parser.add_argument("--show", action="store_true", help="what pytest prints")
+    parser.add_argument("--first", action="store_true", help="stop at the first failure")
+    parser.add_argument("more", nargs="*", help="arguments for pytest")
+    options = parser.parse_args()
+    with speed.Server("mintage", options.model) as server, tempfile.TemporaryDirectory() as folder:
+        headers = {"authorization": f"Bearer {speed.KEY}"}
+        names = urllib.request.urlopen(urllib.request.Request(server.url + "/v1/models", headers=headers))
+        Adapter.upstream, Adapter.model = server.url, json.load(names)["data"][0]["id"]
+        adapter = http.server.ThreadingHTTPServer(("127.0.0.1", PORT), Adapter)
+        threading.Thread(target=adapter.serve_forever, daemon=True).start()
+        junit = os.path.join(folder, "junit.xml")
+        run(options.tests.resolve(), options, junit)
+        adapter.shutdown()
+        found = list(outcomes(junit))
+    counts = collections.defaultdict(collections.Counter)
+    for file, name, outcome, why in found:
+        counts[file][outcome] += 1
+        if outcome == "failed":
+            print(f"{file} {name}: {why}")
+    for file, count in counts.items():
+        print(f"{file}: {dict(count)}")
+    print("all:", dict(sum(counts.values(), collections.Counter())))
+    if options.json:
+        pathlib.Path(options.json).write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
