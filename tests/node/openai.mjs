@@ -82,6 +82,46 @@ await check("hanging up", async () => {
   for await (const event of stream) if (event.choices[0]?.delta.content) break;
 });
 
+await check("responses", async () => {
+  const ask = { model: MODEL, input: messages[0].content, temperature: 0, max_output_tokens: 16 };
+  const whole = await client.responses.create(ask);
+  assert.match(whole.output_text, /Paris/);
+  assert.equal(whole.usage.total_tokens, whole.usage.input_tokens + whole.usage.output_tokens);
+  const stream = await client.responses.create({ ...ask, stream: true });
+  let text = "", next = 0, last = null;
+  for await (const event of stream) {
+    assert.equal(event.sequence_number, next++);
+    if (event.type === "response.output_text.delta") text += event.delta;
+    last = event;
+  }
+  assert.equal(text, whole.output_text);
+  assert.equal(last.type, "response.completed");
+  const followed = await client.responses.create({ ...ask, input: "And of Italy?", previous_response_id: whole.id });
+  const items = [];
+  for await (const item of client.responses.inputItems.list(followed.id, { order: "asc", limit: 1 })) items.push(item.role);
+  assert.deepEqual(items, ["user", "assistant", "user"]);
+  const schema = { type: "object", properties: { city: { type: "string" } }, required: ["city"], additionalProperties: false };
+  const parsed = await client.responses.parse({
+    ...ask, max_output_tokens: 60, text: { format: { type: "json_schema", name: "city", strict: true, schema } },
+  });
+  assert.equal(typeof parsed.output_parsed.city, "string");
+  await client.responses.delete(whole.id);
+  await assert.rejects(client.responses.retrieve(whole.id), OpenAI.NotFoundError);
+});
+
+await check("responses in the background", async () => {
+  const ask = { model: MODEL, input: messages[0].content, temperature: 0, max_output_tokens: 16, background: true };
+  let response = await client.responses.create(ask);
+  assert.equal(response.status, "queued");
+  for (let tries = 0; ["queued", "in_progress"].includes(response.status); tries++) {
+    assert.ok(tries < 600, response.status);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    response = await client.responses.retrieve(response.id);
+  }
+  assert.match(response.output_text, /Paris/);
+  assert.deepEqual(await client.responses.cancel(response.id), response);
+});
+
 await check("completions and models", async () => {
   const text = await client.completions.create({ model: MODEL, prompt: "1, 2, 3, 4,", max_tokens: 8, temperature: 0 });
   assert.match(text.choices[0].text, /5/);

@@ -17,4 +17,4 @@ def test_chat_stream_tools_and_errors(server):
     environment = {**os.environ, "BASE_URL": url, "API_KEY": key, "MODEL": model}
     done = subprocess.run(["node", SCRIPT], env=environment, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ok ") == 8, done.stdout
+    assert done.stdout.count("ok ") == 10, done.stdout

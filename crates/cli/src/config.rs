@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use mintage_hub::HubConfig;
 use mintage_ledger::PostgresUrl;
-use mintage_server::{StorageConfig, WebhookPolicy};
+use mintage_server::{AnswerLimits, StorageConfig, WebhookPolicy};
 use serde::Deserialize;
 
 use crate::arguments::GlobalArgs;
@@ -33,6 +33,7 @@ pub(crate) struct Settings {
     pub(crate) webhooks: WebhookSettings,
     pub(crate) files: FileSettings,
     pub(crate) batch: BatchSettings,
+    pub(crate) answers: AnswerSettings,
     pub(crate) engine: EngineSettings,
     /// Models to serve; none means the default one.
     #[serde(rename = "model")]
@@ -268,6 +269,22 @@ impl Default for BatchSettings {
     }
 }
 
+/// Responses and chats that projects have the server keep.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AnswerSettings {
+    pub(crate) keep_days: u64,
+    pub(crate) max_project: u64,
+    pub(crate) max_project_bytes: u64,
+}
+
+impl Default for AnswerSettings {
+    fn default() -> Self {
+        let AnswerLimits { keep_days, max_project, max_project_bytes } = AnswerLimits::default();
+        Self { keep_days, max_project, max_project_bytes }
+    }
+}
+
 /// How a model is computed.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -358,7 +375,7 @@ impl Settings {
 
     /// Where files and batches are kept; `None`: there are none.
     pub(crate) fn storage(&self) -> Option<StorageConfig> {
-        let (files, batch) = (&self.files, &self.batch);
+        let (files, batch, answers) = (&self.files, &self.batch, &self.answers);
         files.enabled.then(|| StorageConfig {
             folder: self.data_dir.join("files"),
             max_file_bytes: files.max_file_bytes,
@@ -367,6 +384,11 @@ impl Settings {
             max_batch_lines: batch.max_lines,
             max_project_batches: batch.max_project_batches,
             max_lines_in_flight: batch.max_lines_in_flight.max(1),
+            answers: AnswerLimits {
+                keep_days: answers.keep_days,
+                max_project: answers.max_project.max(1),
+                max_project_bytes: answers.max_project_bytes,
+            },
         })
     }
 
@@ -465,7 +487,7 @@ mod tests {
         let expected = [
             (
                 "[x]\n",
-                "data_dir, log, hub, server, ledger, webhooks, files, batch, engine, model, \
+                "data_dir, log, hub, server, ledger, webhooks, files, batch, answers, engine, model, \
                  upstream, route",
             ),
             ("[log]\nx = 1", "level, format"),
@@ -482,6 +504,7 @@ mod tests {
             ("[webhooks]\nx = 1", "allow_hosts, allow_private_addresses, timeout_s, max_attempts"),
             ("[files]\nx = 1", "enabled, max_file_bytes, max_project_bytes, max_project_files"),
             ("[batch]\nx = 1", "max_lines, max_project_batches, max_lines_in_flight"),
+            ("[answers]\nx = 1", "keep_days, max_project, max_project_bytes"),
             (
                 "[engine]\nx = 1",
                 "threads, context_tokens, kv_cache_mib, max_running, max_waiting, step_tokens, \

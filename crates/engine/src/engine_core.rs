@@ -158,7 +158,7 @@ impl EngineCore {
             deadline,
             sampler: Sampler::new(request.sampling.clone(), &request.prompt),
             grammar,
-            ngrams: NgramDrafter::default(),
+            ngrams: NgramDrafter::with_prediction(&request.prediction),
             guessed_by: GuessedBy::Ngrams,
             output_tokens: 0,
             prompt_logprobs: request.prompt_logprobs.map(|_| Vec::new()),

@@ -285,8 +285,9 @@ pub fn validate(info: &EngineInfo, request: &GenerateRequest) -> Result<(), Subm
         });
     }
     let bias = request.sampling.logit_bias.iter().map(|&(id, _)| id);
-    let lists: [(&str, &mut dyn Iterator<Item = TokenId>); 3] = [
+    let lists: [(&str, &mut dyn Iterator<Item = TokenId>); 4] = [
         ("prompt", &mut request.prompt.iter().copied()),
+        ("prediction", &mut request.prediction.iter().copied()),
         ("stop_token_ids", &mut request.stop_token_ids.iter().copied()),
         ("sampling.logit_bias", &mut { bias }),
     ];
@@ -306,6 +307,7 @@ pub fn validate(info: &EngineInfo, request: &GenerateRequest) -> Result<(), Subm
             usize::from(request.prompt_logprobs.unwrap_or(0)),
             usize::from(MAX_TOP_LOGPROBS),
         ),
+        ("prediction", request.prediction.len(), info.context_length as usize),
         ("stop_token_ids", request.stop_token_ids.len(), MAX_STOP_TOKEN_IDS),
         ("sampling.logit_bias", request.sampling.logit_bias.len(), MAX_LOGIT_BIAS),
     ];

@@ -41,6 +41,9 @@ pub struct GenerateRequest {
     pub stop_token_ids: Arc<[TokenId]>,
     /// What the answer must look like. A token that ends it by the grammar ends it like one of `stop_token_ids`.
     pub grammar: Option<Arc<dyn Grammar>>,
+    /// Tokens that the answer probably repeats: guesses are made from them, and nothing is changed by them. Empty where
+    /// nothing is known.
+    pub prediction: Arc<[TokenId]>,
     /// Report the chosen token's log-probability and this many alternatives with each token.
     pub logprobs: Option<u8>,
     /// Report log-probabilities of the prompt's own tokens, with this many alternatives.
@@ -67,6 +70,7 @@ impl Default for GenerateRequest {
             sampling: SamplingParams::default(),
             stop_token_ids: Arc::from([]),
             grammar: None,
+            prediction: Arc::from([]),
             logprobs: None,
             prompt_logprobs: None,
             cache_domain: CacheDomain::default(),

@@ -58,6 +58,8 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     /// Files and batches, where a folder is given for them.
     pub(crate) storage: Option<Arc<Storage>>,
+    /// Responses that run in the background.
+    pub(crate) background: openai::Background,
     /// A batch came in, or was cancelled.
     pub(crate) batches_changed: Notify,
     /// Places for files that are coming in.
@@ -106,6 +108,7 @@ impl App {
             office,
             metrics,
             storage: storage.map(Arc::new),
+            background: openai::Background::default(),
             batches_changed: Notify::new(),
             uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
             settling: TaskTracker::new(),
@@ -218,8 +221,18 @@ fn protected(app: &Arc<App>, routes: Router<Arc<App>>) -> Router<Arc<App>> {
 
 fn openai_routes() -> Router<Arc<App>> {
     Router::new()
-        .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/chat/completions", get(openai::list_chats).post(openai::chat))
+        .route(
+            "/v1/chat/completions/{id}",
+            get(openai::get_chat).post(openai::change_chat).delete(openai::delete_chat),
+        )
+        .route("/v1/chat/completions/{id}/messages", get(openai::list_chat_messages))
         .route("/v1/completions", post(openai::completions))
+        .route("/v1/responses", post(openai::create_response))
+        .route("/v1/responses/input_tokens", post(openai::count_input))
+        .route("/v1/responses/{id}", get(openai::get_response).delete(openai::delete_response))
+        .route("/v1/responses/{id}/cancel", post(openai::cancel_response))
+        .route("/v1/responses/{id}/input_items", get(openai::list_input_items))
         .route("/v1/generation", get(openai::generation))
         .route("/v1/files", get(openai::list_files).post(openai::create_file))
         .route("/v1/files/{id}", get(openai::get_file).delete(openai::delete_file))
@@ -269,6 +282,7 @@ pub(crate) fn line_router(app: &Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(openai::chat))
         .route("/v1/completions", post(openai::completions))
+        .route("/v1/responses", post(openai::create_response))
         .route_layer(from_fn_with_state(Arc::clone(app), idempotency::layer))
         .fallback(not_found)
         .layer(DefaultBodyLimit::disable())

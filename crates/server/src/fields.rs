@@ -63,6 +63,10 @@ impl Fields {
         self.map.shift_remove(field).filter(|value| !(value.is_null() && null == Null::Absent))
     }
 
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.map.contains_key(field)
+    }
+
     pub(crate) fn required(&mut self, field: &str) -> Result<Value, ApiError> {
         self.take(field, Null::Refused).ok_or_else(|| {
             let name = self.name(field);

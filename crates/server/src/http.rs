@@ -30,7 +30,7 @@ use crate::gateway::Gateway;
 use crate::served::{ModelSet, ModelSetError, ServedModel};
 use crate::storage::{Storage, StorageError};
 use crate::till::{Billing, Till, unix_ms};
-use crate::{batch, webhooks};
+use crate::{batch, openai, webhooks};
 
 const BACKLOG: u32 = 1024;
 /// What the system may buffer for one reader, beyond our own `max_head_bytes`.
@@ -152,6 +152,7 @@ impl Server {
         let till = Till::new(billing, lineage_of(&access), keys_of(&access));
         let storage = config.storage.map(Storage::open).transpose()?;
         let app = App::new(config.limits, access, models, gateway, till, config.webhooks, storage);
+        openai::recover(&app)?;
         let app = Arc::new(app);
         Ok(Self { listener, address, drain_timeout: config.drain_timeout, app })
     }

@@ -16,6 +16,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
 use mintage_ledger::{Answering, Begin, KeptAnswer, Ledger, LedgerError};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
@@ -81,7 +82,54 @@ struct Place {
     answering: Answering,
 }
 
+/// Where an answer is kept, for who looks for it after a crash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeptPlace {
+    scope: String,
+    key: String,
+    body_digest: [u8; 32],
+}
+
+impl KeptPlace {
+    /// The answer as it was sent, if it was kept. Blocks.
+    pub(crate) fn find(&self, ledger: &Ledger) -> Result<Option<Vec<u8>>, LedgerError> {
+        let (scope, key) = (self.scope.as_str().into(), self.key.as_str().into());
+        Ok(match ledger.begin(&scope, &key, self.body_digest, unix_ms())? {
+            Begin::Again(answer) => answer.get(1..).map(<[u8]>::to_vec),
+            _ => None,
+        })
+    }
+}
+
 impl Keeping {
+    /// Keeps the answer to a body under a name of the server's own: no route is called so, and no other answer has this
+    /// key.
+    pub(crate) async fn own(
+        ledger: &Arc<Ledger>,
+        project: &str,
+        name: &str,
+        key: &str,
+        body: &[u8],
+        kept_s: u64,
+    ) -> Result<Self, ApiError> {
+        let (scope, key) = (format!("{project} {name}").into(), Arc::from(key));
+        let body_digest: [u8; 32] = Sha256::digest(body).into();
+        let Begin::First(answering) = begin(ledger, &scope, &key, body_digest).await? else {
+            return Err(ApiError::internal("an answer of this id is kept already"));
+        };
+        let expires_ms = unix_ms().saturating_add(kept_s.saturating_mul(1000));
+        let place = Place { scope, key, body_digest, expires_ms, is_must: false, answering };
+        Ok(Self(Arc::new(place)))
+    }
+
+    pub(crate) fn place(&self) -> KeptPlace {
+        KeptPlace {
+            scope: self.0.scope.to_string(),
+            key: self.0.key.to_string(),
+            body_digest: self.0.body_digest,
+        }
+    }
+
     /// What is kept of an answer; `None` where it is too long.
     pub(crate) fn answer(&self, form: Form, body: &[u8]) -> Option<KeptAnswer> {
         if body.len() > MAX_KEPT_BYTES {
@@ -259,12 +307,12 @@ pub(crate) fn kept_line(
     line: u32,
     body: &str,
 ) -> Result<Option<Vec<u8>>, LedgerError> {
-    let scope: Arc<str> = format!("{project} batch {batch}").into();
-    let digest: [u8; 32] = Sha256::digest(body).into();
-    Ok(match ledger.begin(&scope, &line.to_string().into(), digest, unix_ms())? {
-        Begin::Again(answer) => answer.get(1..).map(<[u8]>::to_vec),
-        _ => None,
-    })
+    let place = KeptPlace {
+        scope: format!("{project} batch {batch}"),
+        key: line.to_string(),
+        body_digest: Sha256::digest(body).into(),
+    };
+    place.find(ledger)
 }
 
 /// The store is asked, which may read the disk.

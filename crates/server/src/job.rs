@@ -467,6 +467,7 @@ impl Job {
             sampling: self.options.sampling(&model.defaults, random),
             stop_token_ids: Arc::clone(&self.stop_token_ids),
             grammar: self.grammar.clone(),
+            prediction: Arc::clone(&self.options.prediction),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
             cache_domain: app.gateway.cache_domain(incoming.caller.project()),

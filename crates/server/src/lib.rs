@@ -55,7 +55,7 @@ pub use http::{Server, ServerError, check_exposure, serve};
 pub use openapi::document as openapi_document;
 pub use routes::{RouteConfig, RouteTarget};
 pub use served::{ModelSetError, ServedModel};
-pub use storage::{StorageConfig, StorageError};
+pub use storage::{AnswerLimits, StorageConfig, StorageError};
 pub use till::{Billing, PriceSource};
 pub use upstream::{ApiKey, Flavour, OnDisconnect, UpstreamConfig, UpstreamError};
 pub use webhooks::WebhookPolicy;

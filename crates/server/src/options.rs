@@ -3,6 +3,8 @@
 //! Not here: names on the wire and their ranges (the dialects), how sampling works (the engine).
 //! Invariant: what a request does not say, the model's own defaults do.
 
+use std::sync::Arc;
+
 use mintage_model::{GenerationDefaults, SamplingParams, TokenId};
 
 /// What all requests for tokens share.
@@ -27,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) presence_penalty: Option<f32>,
     pub(crate) logit_bias: Vec<(TokenId, f32)>,
     pub(crate) seed: Option<i64>,
+    /// Tokens that the answer probably repeats.
+    pub(crate) prediction: Arc<[TokenId]>,
 }
 
 impl Default for Options {
@@ -48,6 +52,7 @@ impl Default for Options {
             presence_penalty: None,
             logit_bias: Vec::new(),
             seed: None,
+            prediction: Arc::from([]),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! is kept for repetitions is byte for byte what was sent.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::time::Instant;
 
 use axum::body::Bytes;
@@ -22,7 +23,6 @@ use crate::chat::ToolCall;
 use crate::error::ApiError;
 use crate::idempotency::{Form, Keeping, Transcript};
 use crate::job::{Choices, Incoming, Job};
-use crate::metered::Settling;
 use crate::rate_limit;
 use crate::sse::{self, EventSource, Framing};
 use crate::structured;
@@ -54,11 +54,22 @@ pub(crate) trait Writer: Send + 'static {
     /// Another target answers than the one for which it was made.
     fn answered_by(&mut self, _job: &Job) {}
 
+    /// Sees a part of a whole answer as it comes, before [`Writer::whole`].
+    fn seen(&mut self, _index: u32, _part: &Part) {}
+
+    /// What else is to be done before the end of an answer leaves, once it was written.
+    fn keep(&mut self) -> Option<Keep> {
+        None
+    }
+
     /// Tells of the tenant's limits in the answer's headers.
     fn headers(&self, standings: &Standings, headers: &mut HeaderMap) {
         rate_limit::add_to(headers, standings);
     }
 }
+
+/// Work that an answer's end waits for.
+pub(crate) type Keep = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One choice, whole.
 #[derive(Clone, Debug, Default)]
@@ -78,7 +89,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    fn add(&mut self, part: Part) {
+    pub(crate) fn add(&mut self, part: Part) {
         match part {
             Part::Prompt { logprobs } => {
                 self.prompt_logprobs = logprobs;
@@ -127,9 +138,34 @@ impl Frames {
         self.0.iter().map(|frame| String::from_utf8_lossy(frame)).collect()
     }
 
+    /// The next one to be sent.
+    pub(crate) fn pop(&mut self) -> Option<Bytes> {
+        self.0.pop_front()
+    }
+
     /// A frame as it stands.
     pub(crate) fn raw(&mut self, frame: impl Into<Bytes>) {
         self.0.push_back(frame.into());
+    }
+}
+
+/// Submits the job, or the same for another target where one cannot: `elsewhere` is told of that.
+pub(crate) async fn submit(
+    app: &App,
+    incoming: &Incoming,
+    job: &mut Job,
+    mut elsewhere: impl FnMut(&Job),
+) -> Result<Choices, ApiError> {
+    loop {
+        let error = match job.submit_covered(app, incoming).await {
+            Ok(choices) => return Ok(choices),
+            Err(error) => error,
+        };
+        match structured::blocking(|| job.next(app, &error)) {
+            Some(next) => *job = next?,
+            None => return Err(error),
+        }
+        elsewhere(job);
     }
 }
 
@@ -140,17 +176,7 @@ pub(crate) async fn respond<W: Writer>(
     mut job: Job,
     mut writer: W,
 ) -> Result<Response, ApiError> {
-    let choices = loop {
-        let error = match job.submit_covered(app, &incoming).await {
-            Ok(choices) => break choices,
-            Err(error) => error,
-        };
-        match structured::blocking(|| job.next(app, &error)) {
-            Some(next) => job = next?,
-            None => return Err(error),
-        }
-        writer.answered_by(&job);
-    };
+    let choices = submit(app, &incoming, &mut job, |job| writer.answered_by(job)).await?;
     let mut headers = HeaderMap::new();
     writer.headers(&choices.standings, &mut headers);
     let mut response = if job.stream {
@@ -177,7 +203,7 @@ async fn whole(
     mut choices: Choices,
     keeping: Option<&Keeping>,
 ) -> Result<Response, ApiError> {
-    let answers = match read(job, &mut choices).await {
+    let answers = match read(job, &mut choices, writer).await {
         Ok(answers) => answers,
         Err(error) => {
             choices.forgive();
@@ -190,6 +216,9 @@ async fn whole(
         keeping.map_or(Ok(None), |keeping| keeping.whole(&bytes))
     })?;
     settling.await?;
+    if let Some(keep) = writer.keep() {
+        keep.await;
+    }
     Ok(json_response(bytes))
 }
 
@@ -199,10 +228,15 @@ pub(crate) fn json_response(bytes: Vec<u8>) -> Response {
     ([(header::CONTENT_TYPE, json)], bytes).into_response()
 }
 
-async fn read(job: &Job, choices: &mut Choices) -> Result<Vec<Answer>, ApiError> {
+async fn read(
+    job: &Job,
+    choices: &mut Choices,
+    writer: &mut impl Writer,
+) -> Result<Vec<Answer>, ApiError> {
     let mut answers = vec![Answer::default(); job.choices() as usize];
     while let Some(part) = choices.next().await {
         let (index, part) = part?;
+        writer.seen(index, &part);
         if let Some(answer) = answers.get_mut(index as usize) {
             answer.add(part);
         }
@@ -220,6 +254,9 @@ pub(crate) fn json_text(value: &impl Serialize) -> Result<String, ApiError> {
     serde_json::to_string(value).map_err(|e| ApiError::internal(format!("an event: {e}")))
 }
 
+/// Resolves when an answer's end may leave.
+type Durable = Pin<Box<dyn Future<Output = Result<(), ApiError>> + Send>>;
+
 /// An answer that is sent as it grows.
 struct Streamed<W> {
     writer: W,
@@ -228,7 +265,7 @@ struct Streamed<W> {
     ready: Frames,
     transcript: Transcript,
     /// The last frames, once what they tell is durable.
-    ending: Option<(Settling, Frames)>,
+    ending: Option<(Durable, Frames)>,
     _admission: Admission,
 }
 
@@ -250,7 +287,15 @@ impl<W: Writer> Streamed<W> {
             self.writer.last(settled, &mut last)?;
             Ok(self.transcript.answer(&last.0))
         })?;
-        self.ending = Some((settling, last));
+        let keep = self.writer.keep();
+        let durable = async move {
+            settling.await?;
+            if let Some(keep) = keep {
+                keep.await;
+            }
+            Ok(())
+        };
+        self.ending = Some((Box::pin(durable), last));
         Ok(())
     }
 
@@ -268,9 +313,9 @@ impl<W: Writer> EventSource for Streamed<W> {
             if let Some(frame) = self.ready.0.pop_front() {
                 return Some(frame);
             }
-            if let Some((settling, last)) = &mut self.ending {
+            if let Some((durable, last)) = &mut self.ending {
                 // Polled again where it was left, should this future be dropped.
-                let durable = settling.await;
+                let durable = durable.await;
                 let last = std::mem::take(last);
                 self.ending = None;
                 match durable {

@@ -12,8 +12,7 @@ use clap::Args;
 use futures_util::StreamExt as _;
 use mintage_hub::ModelRef;
 use mintage_model::{
-    CacheDomain, Engine, Event, Finish, FinishReason, GenerateRequest, GenerationDefaults,
-    Priority, SamplingParams,
+    Engine, Event, Finish, FinishReason, GenerateRequest, GenerationDefaults, SamplingParams,
 };
 
 use crate::command::up::EngineArgs;
@@ -230,14 +229,7 @@ impl Chat {
             max_new_tokens: self.max_tokens.unwrap_or(room).min(room).max(1),
             sampling: self.sampling.clone(),
             stop_token_ids: Arc::clone(self.model.text.end_of_turn_ids()),
-            grammar: None,
-            logprobs: None,
-            prompt_logprobs: None,
-            cache_domain: CacheDomain::default(),
-            tenant: 0,
-            weight: 1,
-            priority: Priority::Online,
-            deadline: None,
+            ..GenerateRequest::default()
         };
         let (answer, finish) = self.runtime.block_on(stream(&self.model, request))?;
         self.conversation.answered(answer);

@@ -426,6 +426,11 @@ fn random_request(dice: &mut Dice, context: u32) -> GenerateRequest {
             let grammar = FakeGrammar { seed: dice.below(4), dead_after: None };
             Arc::new(grammar) as Arc<dyn Grammar>
         }),
+        prediction: if dice.once_in(3) {
+            prompt(dice.below(3) as u32, dice.below(40) as u32).into()
+        } else {
+            [].into()
+        },
         logprobs: dice.once_in(5).then_some(2),
         prompt_logprobs: dice.once_in(8).then_some(1),
         cache_domain: CacheDomain([dice.below(2) as u8; 16]),

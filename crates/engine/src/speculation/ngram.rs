@@ -2,7 +2,9 @@
 //! among the latest ones wins, as in LZ77; after a small edit the passage that was being copied is taken up again where
 //! a single word agrees.
 //!
-//! Invariant: a guess is a piece of the sequence's own tokens; state is bounded by their number.
+//! A text that the answer probably repeats (a predicted output) stands before the sequence, as far as guesses go.
+//!
+//! Invariant: a guess is a piece of the sequence's own tokens or of that text; state is bounded by their number.
 
 use std::collections::HashMap;
 
@@ -39,6 +41,10 @@ pub(crate) struct NgramDrafter {
     rates: [Rate; CLASSES.len()],
     /// Agreeing tokens of the last guess.
     agreeing: usize,
+    /// Tokens of the text that stands before the sequence.
+    predicted: usize,
+    /// That text and the sequence; empty where there is no such text.
+    history: Vec<TokenId>,
 }
 
 impl Default for NgramDrafter {
@@ -49,6 +55,8 @@ impl Default for NgramDrafter {
             distance: None,
             rates: CLASSES.map(|(_, prior)| Rate::new(prior, PRIOR_WEIGHT)),
             agreeing: 0,
+            predicted: 0,
+            history: Vec::new(),
         }
     }
 }
@@ -65,8 +73,25 @@ fn agreeing(tokens: &[TokenId], at: usize) -> usize {
 }
 
 impl NgramDrafter {
+    /// Of an answer that probably repeats `prediction`.
+    pub(crate) fn with_prediction(prediction: &[TokenId]) -> Self {
+        Self { predicted: prediction.len(), history: prediction.to_vec(), ..Self::default() }
+    }
+
     /// At most `most` tokens that may follow `tokens`, of which all but the last are computed.
     pub(crate) fn guess(&mut self, tokens: &[TokenId], most: usize) -> Guess {
+        if self.predicted == 0 {
+            return self.guess_behind(tokens, most);
+        }
+        let mut history = std::mem::take(&mut self.history);
+        let known = history.len() - self.predicted;
+        history.extend_from_slice(tokens.get(known..).unwrap_or_default());
+        let guess = self.guess_behind(&history, most);
+        self.history = history;
+        Guess { computed: tokens.len().saturating_sub(1), ..guess }
+    }
+
+    fn guess_behind(&mut self, tokens: &[TokenId], most: usize) -> Guess {
         self.index(tokens);
         let Some((source, agreeing)) = self.source(tokens) else {
             self.agreeing = 0;
@@ -173,6 +198,20 @@ mod tests {
         check(&mut drafter, &omitted, 2, &[4, 5]);
         omitted.push(9);
         check(&mut drafter, &omitted, 2, &[10, 11]);
+    }
+
+    #[test]
+    fn a_predicted_output_is_guessed_from() {
+        let prediction: Vec<TokenId> = (1..=9).collect();
+        let mut drafter = NgramDrafter::with_prediction(&prediction);
+        let mut tokens = vec![40, 41];
+        check(&mut drafter, &tokens, 3, &[]);
+        tokens.extend([1, 2, 3]);
+        check(&mut drafter, &tokens, 3, &[4, 5, 6]);
+        assert_eq!(drafter.guess(&tokens, 3).computed, tokens.len() - 1);
+        // The sequence's own words count as before.
+        tokens.extend([60, 61, 40, 41, 1, 2]);
+        check(&mut drafter, &tokens, 2, &[3, 60]);
     }
 
     #[test]

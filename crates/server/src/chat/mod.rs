@@ -120,6 +120,9 @@ fn on_own(
             prompt.tokens
         }
     };
+    if let Some(text) = &request.prediction {
+        request.options.prediction = prompt::prediction(model, text);
+    }
     let of_calls = structured::compile_calls(model, &request)?;
     let is_kept = of_calls.is_some();
     let grammar = match of_calls {

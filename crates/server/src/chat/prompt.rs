@@ -69,6 +69,13 @@ pub(crate) fn count(text: &TextModel, prompts: &[Prompt]) -> u64 {
     prompts.iter().map(one).sum()
 }
 
+/// The tokens of a text that the answer probably repeats; what is too long for any answer is left out.
+pub(super) fn prediction(model: &ServedModel, text: &str) -> Arc<[TokenId]> {
+    let mut tokens = model.text.tokenizer().encode(text, SpecialTokens::AsText);
+    tokens.truncate(model.engine.info().context_length as usize);
+    tokens.into()
+}
+
 /// Tokenises a prompt and what comes behind its answer, for a model that fills in what is missing between them.
 pub(crate) fn infill(
     model: &ServedModel,

@@ -36,6 +36,8 @@ pub(crate) struct ChatRequest {
     /// The same for the prompt's tokens.
     pub(crate) prompt_logprobs: Option<u8>,
     pub(crate) options: Options,
+    /// Text that the answer probably repeats.
+    pub(crate) prediction: Option<String>,
     /// The answer is sent as it grows.
     pub(crate) stream: bool,
 }
@@ -58,6 +60,7 @@ impl ChatRequest {
             logprobs: None,
             prompt_logprobs: None,
             options: Options::default(),
+            prediction: None,
             stream: false,
         }
     }

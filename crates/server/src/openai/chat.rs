@@ -12,21 +12,26 @@ use crate::app::App;
 use crate::auth::now_unix;
 use crate::chat::{self, Route};
 use crate::error::ApiError;
+use crate::fields::unsupported;
 use crate::job::{Incoming, Job};
-use crate::openai::chat_request;
+use crate::openai::chat_request::{self, Parsed};
 use crate::openai::options::Shape;
+use crate::openai::stored::{self, Kept, Shelf, keeping};
 use crate::openai::usage;
 use crate::openai::wire::{
     ChatChoice, ChatChunkChoice, ChatLogprobs, ChatMessage, Delta, FINGERPRINT, FunctionBody,
-    FunctionDelta, Head, Reply, ToolCallBody, ToolCallDelta, chat_logprobs, finish_reason,
+    FunctionDelta, Head, Reply, TIER, ToolCallBody, ToolCallDelta, chat_logprobs, finish_reason,
     prompt_logprobs, token_ids,
 };
-use crate::respond::{Answer, Frames, Writer, json_bytes, respond};
+use crate::respond::{Answer, Frames, Keep, Writer, json_bytes, respond};
 use crate::sse;
+use crate::storage::AnswerKind;
 use crate::till::Settled;
 
 const ROLE: &str = "assistant";
 const FUNCTION: &str = "function";
+const WHOLE: &str = "chat.completion";
+const CHUNK: &str = "chat.completion.chunk";
 const ROUTE: Route = Route { protocol: "openai.chat", id_prefix: "chatcmpl-" };
 
 /// Answers a chat.
@@ -36,14 +41,24 @@ pub(crate) async fn chat(
 ) -> Result<Response, ApiError> {
     let incoming = Incoming::read(&app, request).await?;
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
+    let project: Arc<str> = incoming.caller.project().into();
     let prepare = move || {
-        let (request, shape) = chat_request::parse(&body, &shared.limits)?;
+        let Parsed { request, shape, kept } = chat_request::parse(&body, &shared.limits)?;
+        let shelf = kept.map(|kept| shelf(&shared, &project, kept)).transpose()?;
         let job = chat::prepare(&shared, request, ROUTE)?;
-        let writer = ChatWriter::new(&job, shape);
+        let writer = ChatWriter::new(&job, shape, shelf);
         Ok((job, writer))
     };
     let (job, writer) = app.on_text_thread(incoming.body.len(), prepare).await?;
     respond(&app, incoming, job, writer).await
+}
+
+/// Where an answer goes that is to be kept.
+fn shelf(app: &App, project: &Arc<str>, kept: Kept) -> Result<Shelf, ApiError> {
+    let storage = keeping(app).ok_or_else(|| {
+        unsupported("store", "this server keeps no answers, as its settings have it")
+    })?;
+    Ok(Shelf { storage, project: Arc::clone(project), kept })
 }
 
 /// What stays the same while an answer is written.
@@ -57,11 +72,16 @@ struct ChatWriter {
     prompt_logprobs: Option<u8>,
     /// Where token ids are asked for.
     prompt_token_ids: Option<Arc<[TokenId]>>,
+    shelf: Option<Shelf>,
+    /// What a stream said so far, by choice, where it is to be kept.
+    said: Vec<Answer>,
+    /// The answer as it is kept.
+    kept: Option<Vec<u8>>,
 }
 
 impl ChatWriter {
-    fn new(job: &Job, shape: Shape) -> Self {
-        let object = if shape.stream { "chat.completion.chunk" } else { "chat.completion" };
+    fn new(job: &Job, shape: Shape, shelf: Option<Shelf>) -> Self {
+        let object = if shape.stream { CHUNK } else { WHOLE };
         let prompt_token_ids = job.options.return_token_ids.then(|| job.prompts.first().cloned());
         Self {
             head: Head {
@@ -76,7 +96,35 @@ impl ChatWriter {
             logprobs: job.logprobs.is_some(),
             prompt_logprobs: job.prompt_logprobs,
             prompt_token_ids: prompt_token_ids.flatten(),
+            said: if shelf.is_some() && shape.stream {
+                vec![Answer::default(); job.options.n as usize]
+            } else {
+                Vec::new()
+            },
+            shelf,
+            kept: None,
         }
+    }
+
+    /// A whole answer, which all choices of one prompt make.
+    fn body(&self, answers: Vec<Answer>, settled: &Settled) -> Result<Vec<u8>, ApiError> {
+        let of_prompt = answers.first().and_then(|answer| answer.prompt_logprobs.as_deref());
+        let prompt_logprobs = self
+            .prompt_logprobs
+            .zip(of_prompt)
+            .zip(self.text.as_deref())
+            .map(|((top, tokens), text)| prompt_logprobs(text, tokens, top));
+        let choices: Vec<ChatChoice> =
+            (0..).zip(answers).map(|(index, answer)| self.choice(index, answer)).collect();
+        json_bytes(&Reply {
+            head: &Head { object: WHOLE, ..self.head.clone() },
+            choices: &choices,
+            usage: Some(Some(usage::body(settled, self.shape.include_cost))),
+            service_tier: self.shape.tells_tier.then_some(TIER),
+            obfuscation: None,
+            prompt_token_ids: self.prompt_token_ids.as_deref(),
+            prompt_logprobs,
+        })
     }
 
     fn logprobs(&self, entries: &[TokenEntry]) -> Option<ChatLogprobs> {
@@ -127,6 +175,8 @@ impl ChatWriter {
                 .shape
                 .include_usage
                 .then(|| usage.map(|settled| usage::body(settled, self.shape.include_cost))),
+            service_tier: self.shape.tells_tier.then_some(TIER),
+            obfuscation: self.shape.obfuscates.then(|| super::obfuscation(&said(choices))),
             prompt_token_ids: self.prompt_token_ids.as_deref().filter(|_| with_prompt),
             prompt_logprobs: None,
         })
@@ -190,12 +240,19 @@ impl Writer for ChatWriter {
         frames: &mut Frames,
     ) -> Result<(), ApiError> {
         let with_prompt = matches!(part, Part::Prompt { .. }) && index == 0;
+        if let Some(answer) = self.said.get_mut(index as usize) {
+            answer.add(part.clone());
+        }
         let Some(chunk) = self.chunk(index, part) else { return Ok(()) };
         let running = self.shape.running(so_far);
         self.event(&[chunk], with_prompt, running.as_ref(), frames)
     }
 
     fn last(&mut self, settled: &Settled, frames: &mut Frames) -> Result<(), ApiError> {
+        if self.shelf.is_some() {
+            let said = std::mem::take(&mut self.said);
+            self.kept = Some(self.body(said, settled)?);
+        }
         if self.shape.include_usage {
             self.event(&[], false, Some(settled), frames)?;
         }
@@ -208,21 +265,24 @@ impl Writer for ChatWriter {
     }
 
     fn whole(&mut self, answers: Vec<Answer>, settled: &Settled) -> Result<Vec<u8>, ApiError> {
-        // All choices have one prompt.
-        let of_prompt = answers.first().and_then(|answer| answer.prompt_logprobs.as_deref());
-        let prompt_logprobs = self
-            .prompt_logprobs
-            .zip(of_prompt)
-            .zip(self.text.as_deref())
-            .map(|((top, tokens), text)| prompt_logprobs(text, tokens, top));
-        let choices: Vec<ChatChoice> =
-            (0..).zip(answers).map(|(index, answer)| self.choice(index, answer)).collect();
-        json_bytes(&Reply {
-            head: &self.head,
-            choices: &choices,
-            usage: Some(Some(usage::body(settled, self.shape.include_cost))),
-            prompt_token_ids: self.prompt_token_ids.as_deref(),
-            prompt_logprobs,
-        })
+        let body = self.body(answers, settled)?;
+        self.kept = self.shelf.is_some().then(|| body.clone());
+        Ok(body)
     }
+
+    fn keep(&mut self) -> Option<Keep> {
+        let (storage, record) = self.shelf.take()?.record(&self.kept.take()?);
+        Some(stored::keep(storage, AnswerKind::Chat, record))
+    }
+}
+
+/// The text that an event tells.
+fn said(choices: &[ChatChunkChoice]) -> String {
+    let text = |choice: &ChatChunkChoice| {
+        let delta = &choice.delta;
+        let calls = delta.tool_calls.iter().flatten().map(|call| call.function.arguments.as_str());
+        let texts = [delta.content.as_deref(), delta.reasoning_content.as_deref()];
+        texts.into_iter().flatten().chain(calls).collect::<String>()
+    };
+    choices.iter().map(text).collect()
 }

@@ -5,20 +5,32 @@ use serde_json::Value;
 use crate::chat::ChatRequest;
 use crate::config::Limits;
 use crate::error::ApiError;
-use crate::fields::{Fields, Null, kind, unsupported, wrong_type};
-use crate::openai::messages::{take_messages, take_tools};
-use crate::openai::options::{Shape, take_options};
+use crate::fields::{Fields, Null, kind, unsupported, wrong_type, wrong_value};
+use crate::openai::batches::metadata;
+use crate::openai::messages::{parts_text, take_messages, take_tools};
+use crate::openai::options::{Shape, reasoning_of, take_effort, take_options};
 use crate::openai::qwen::{take_extras, take_partial};
+use crate::openai::stored::Kept;
 use crate::structured::Structured;
 
 /// OpenAI's own limit.
 const MAX_TOP_LOGPROBS: i64 = 20;
 
-/// Bytes to a chat that can be prepared, and how its answer is sent.
-pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<(ChatRequest, Shape), ApiError> {
+/// A chat that can be prepared.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    pub(super) request: ChatRequest,
+    /// How its answer is sent.
+    pub(super) shape: Shape,
+    /// What is to be kept of it.
+    pub(super) kept: Option<Kept>,
+}
+
+pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<Parsed, ApiError> {
     let mut fields = Fields::parse(body)?;
     let model = take_model(&mut fields)?;
     let continues_last = take_partial(&mut fields)?;
+    let kept = take_kept(&mut fields)?;
     let messages = take_messages(&mut fields)?;
     let mut request = ChatRequest { continues_last, ..ChatRequest::new(model, messages) };
     take_tools(&mut fields, &mut request)?;
@@ -28,7 +40,12 @@ pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<(ChatRequest, Shape)
     if newer.is_some() {
         request.max_tokens_field = "max_completion_tokens";
     }
-    request.reasoning.enabled = take_thinking(&mut fields)?;
+    if let Some(effort) = take_effort(&mut fields, "reasoning_effort")? {
+        request.reasoning = reasoning_of(effort);
+    }
+    if let Some(enabled) = take_thinking(&mut fields)? {
+        request.reasoning.enabled = Some(enabled);
+    }
     request.logprobs = take_logprobs(&mut fields)?;
     request.prompt_logprobs = take_prompt_logprobs(&mut fields)?;
     let (options, shape) = take_options(&mut fields, limits)?;
@@ -40,8 +57,42 @@ pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<(ChatRequest, Shape)
         (request.format, request.format_field) = (structured.format, structured.field);
     }
     refuse_unsupported(&mut fields)?;
+    take_prediction(&mut fields, &mut request)?;
     fields.finish()?;
-    Ok((request, shape))
+    Ok(Parsed { request, shape, kept })
+}
+
+/// What `store` is to keep, as it came.
+fn take_kept(fields: &mut Fields) -> Result<Option<Kept>, ApiError> {
+    let metadata = metadata(fields)?.unwrap_or_default();
+    if fields.bool("store", Null::Absent)? != Some(true) {
+        return Ok(None);
+    }
+    let given = fields.take("messages", Null::Refused);
+    let messages = given.as_ref().and_then(Value::as_array).cloned().unwrap_or_default();
+    if let Some(given) = given {
+        fields.put_back("messages", given);
+    }
+    Ok(Some(Kept { messages, metadata }))
+}
+
+/// Text that the answer probably repeats.
+fn take_prediction(fields: &mut Fields, request: &mut ChatRequest) -> Result<(), ApiError> {
+    let Some(value) = fields.take("prediction", Null::Absent) else { return Ok(()) };
+    let mut prediction = Fields::object(value, "prediction")?;
+    let kind = prediction.required("type")?;
+    if kind != "content" {
+        return Err(wrong_value("prediction.type", "`content`", &kind));
+    }
+    request.prediction = match prediction.required("content")? {
+        Value::String(text) => Some(text),
+        Value::Array(parts) if !parts.is_empty() => Some(parts_text(parts, "prediction.content")?),
+        other => {
+            let expected = "a string or a non-empty array of text parts";
+            return Err(wrong_type("prediction.content", expected, &other));
+        }
+    };
+    prediction.finish()
 }
 
 /// The name of the model.
@@ -97,15 +148,8 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     {
         return Err(unsupported("modalities", "only `[\"text\"]` is supported"));
     }
-    for (field, expected) in [("reasoning_effort", "a string"), ("verbosity", "a string")] {
-        if let Some(value) = fields.take(field, Null::Absent)
-            && !value.is_string()
-        {
-            return Err(wrong_type(field, expected, &value));
-        }
-    }
-    for field in ["audio", "prediction", "moderation", "web_search_options", "prompt_cache_options"]
-    {
+    fields.string("verbosity", Null::Absent)?;
+    for field in ["audio", "moderation", "web_search_options", "prompt_cache_options"] {
         if let Some(value) = fields.take(field, Null::Absent) {
             let what = format!("not supported (given: {})", kind(&value));
             return Err(unsupported(field, &what));

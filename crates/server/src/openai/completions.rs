@@ -299,6 +299,8 @@ impl TextWriter {
             usage,
             prompt_token_ids: None,
             prompt_logprobs: None,
+            service_tier: None,
+            obfuscation: None,
         })
     }
 }
@@ -357,6 +359,8 @@ impl Writer for TextWriter {
             usage: Some(Some(usage::body(settled, self.shape.include_cost))),
             prompt_token_ids: None,
             prompt_logprobs: None,
+            service_tier: None,
+            obfuscation: None,
         })
     }
 }

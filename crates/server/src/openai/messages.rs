@@ -89,15 +89,15 @@ fn take_content(fields: &mut Fields, path: &str, of_assistant: bool) -> Result<S
         None if of_assistant => Ok(String::new()),
         None => Err(missing(&name)),
         Some(Value::String(text)) => Ok(text),
-        Some(Value::Array(parts)) => {
-            let mut text = String::new();
-            for (i, part) in parts.into_iter().enumerate() {
-                text.push_str(&text_part(part, &format!("{name}[{i}]"))?);
-            }
-            Ok(text)
-        }
+        Some(Value::Array(parts)) => parts_text(parts, &name),
         Some(other) => Err(wrong_type(&name, "a string or an array of content parts", &other)),
     }
+}
+
+/// Parts of type text, joined.
+pub(super) fn parts_text(parts: Vec<Value>, path: &str) -> Result<String, ApiError> {
+    let parts = parts.into_iter().enumerate();
+    parts.map(|(i, part)| text_part(part, &format!("{path}[{i}]"))).collect()
 }
 
 fn text_part(part: Value, path: &str) -> Result<String, ApiError> {

@@ -4,11 +4,15 @@ use mintage_ledger::TokenUsage;
 use mintage_model::{MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, TokenId};
 use serde_json::Value;
 
+use crate::chat::Reasoning;
 use crate::config::Limits;
 use crate::error::ApiError;
-use crate::fields::{Fields, Null, integer, number, unsupported, wrong_type, wrong_value};
+use crate::fields::{Fields, Null, integer, number, wrong_type, wrong_value};
 use crate::options::Options;
 use crate::till::Settled;
+
+/// OpenAI's scale of how much to think.
+const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
 /// How an answer is sent, and what is told with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +24,10 @@ pub(super) struct Shape {
     pub(super) continuous_usage: bool,
     /// Tell what it cost.
     pub(super) include_cost: bool,
+    /// Of streams: events are padded, so that their sizes tell nothing.
+    pub(super) obfuscates: bool,
+    /// Tell that there is one tier of service.
+    pub(super) tells_tier: bool,
 }
 
 impl Shape {
@@ -29,17 +37,44 @@ impl Shape {
     }
 }
 
+/// How much to think, by OpenAI's scale.
+pub(super) fn take_effort(
+    fields: &mut Fields,
+    field: &str,
+) -> Result<Option<&'static str>, ApiError> {
+    let name = fields.name(field);
+    let Some(given) = fields.string(field, Null::Absent)? else { return Ok(None) };
+    let known = EFFORTS.iter().copied().find(|effort| *effort == given);
+    known.map(Some).ok_or_else(|| {
+        let expected = format!("one of {}", EFFORTS.join(", "));
+        wrong_value(&name, &expected, &Value::String(given))
+    })
+}
+
+/// What that means to a model that thinks: whether it does, and for how many tokens at most. From `high` on as long as it
+/// likes.
+pub(super) fn reasoning_of(effort: &str) -> Reasoning {
+    let budget_tokens = match effort {
+        "none" => return Reasoning { enabled: Some(false), budget_tokens: None },
+        "minimal" => Some(512),
+        "low" => Some(1024),
+        "medium" => Some(8192),
+        _ => None,
+    };
+    Reasoning { enabled: Some(true), budget_tokens }
+}
+
 /// What both endpoints take.
 pub(super) fn take_options(
     fields: &mut Fields,
     limits: &Limits,
 ) -> Result<(Options, Shape), ApiError> {
-    take_ignored(fields)?;
+    let tells_tier = take_ignored(fields)?;
     let max_choices = i64::try_from(limits.max_choices).unwrap_or(i64::MAX);
     let n = fields.integer("n", 1..=max_choices)?.unwrap_or(1);
     let stream = fields.bool("stream", Null::Absent)?.unwrap_or(false);
     let include_cost = take_usage(fields)?;
-    let (include_usage, continuous_usage) = take_stream_options(fields, stream)?;
+    let (include_usage, continuous_usage, obfuscates) = take_stream_options(fields, stream)?;
     let include_usage = include_usage || (stream && include_cost);
     let options = Options {
         n: u32::try_from(n).unwrap_or(1),
@@ -57,28 +92,31 @@ pub(super) fn take_options(
         presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?,
         logit_bias: take_logit_bias(fields)?,
         seed: fields.integer("seed", i64::MIN..=i64::MAX)?,
+        ..Options::default()
     };
-    Ok((options, Shape { stream, include_usage, continuous_usage, include_cost }))
+    let shape =
+        Shape { stream, include_usage, continuous_usage, include_cost, obfuscates, tells_tier };
+    Ok((options, shape))
 }
 
-/// Fields of OpenAI's that change nothing here; their types are checked all the same.
-fn take_ignored(fields: &mut Fields) -> Result<(), ApiError> {
+/// Fields of OpenAI's that change nothing here; their types are checked all the same. Whether a tier of service is asked for.
+fn take_ignored(fields: &mut Fields) -> Result<bool, ApiError> {
     fields.string("user", Null::Refused)?;
-    for field in ["safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"]
-    {
+    for field in ["safety_identifier", "prompt_cache_key", "prompt_cache_retention"] {
         fields.string(field, Null::Absent)?;
     }
+    let asks_tier = fields.string("service_tier", Null::Absent)?.is_some();
     fields.bool("store", Null::Absent)?;
     if let Some(metadata) = fields.take("metadata", Null::Absent) {
         Fields::object(metadata, "metadata")?.ignore_rest();
     }
-    Ok(())
+    Ok(asks_tier)
 }
 
-/// Whether the usage is to be streamed: at the end, and in each event.
-fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<(bool, bool), ApiError> {
+/// Whether the usage is to be streamed: at the end, and in each event. And whether events are padded.
+fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<(bool, bool, bool), ApiError> {
     let Some(value) = fields.take("stream_options", Null::Absent) else {
-        return Ok((false, false));
+        return Ok((false, false, false));
     };
     let mut options = Fields::object(value, "stream_options")?;
     if !stream {
@@ -90,14 +128,9 @@ fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<(bool, bool)
     }
     let include_usage = options.bool("include_usage", Null::Refused)?.unwrap_or(false);
     let continuous = options.bool("continuous_usage_stats", Null::Absent)?.unwrap_or(false);
-    if options.bool("include_obfuscation", Null::Refused)? == Some(true) {
-        return Err(unsupported(
-            "stream_options.include_obfuscation",
-            "padding of stream events is not supported yet",
-        ));
-    }
+    let obfuscates = options.bool("include_obfuscation", Null::Refused)?.unwrap_or(false);
     options.finish()?;
-    Ok((include_usage, include_usage && continuous))
+    Ok((include_usage, include_usage && continuous, obfuscates))
 }
 
 /// `usage: {"include": true}`, as OpenRouter has it: usage with its cost, in streams too.

@@ -1,8 +1,10 @@
-//! What follows the question mark of a list: each name is known, each value checked.
+//! What follows the question mark of a list: each name is known, each value checked. And a list as it is told.
 
 use std::collections::BTreeMap;
 
 use axum::http::Uri;
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::error::{ApiError, Fault};
 use crate::fields::shortened;
@@ -12,8 +14,16 @@ pub(super) struct Query(BTreeMap<String, String>);
 
 impl Query {
     pub(super) fn read(uri: &Uri) -> Result<Self, ApiError> {
+        Self::read_without(uri, &[])
+    }
+
+    /// The same where some may stand there, even more than once, and mean nothing.
+    pub(super) fn read_without(uri: &Uri, ignored: &[&str]) -> Result<Self, ApiError> {
         let mut all = BTreeMap::new();
         for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
+            if ignored.contains(&&*name) {
+                continue;
+            }
             if all.insert(name.to_string(), value.into_owned()).is_some() {
                 let name = shortened(&name);
                 let message = format!("`{name}` is given twice.");
@@ -52,10 +62,51 @@ impl Query {
         })
     }
 
+    /// `name[key]=value`, all of them.
+    pub(super) fn pairs(&mut self, name: &str) -> Vec<(String, String)> {
+        let key = |given: &str| {
+            Some(given.strip_prefix(name)?.strip_prefix('[')?.strip_suffix(']')?.to_owned())
+        };
+        let names: Vec<String> = self.0.keys().filter(|n| key(n).is_some()).cloned().collect();
+        let pairs = names.iter().filter_map(|name| Some((key(name)?, self.0.remove(name)?)));
+        pairs.collect()
+    }
+
     /// What is left is unknown.
     pub(super) fn finish(self) -> Result<(), ApiError> {
         let Some(name) = self.0.keys().next() else { return Ok(()) };
         let message = format!("Unknown parameter: `{}`.", shortened(name));
         Err(ApiError::new(Fault::Invalid, "unknown_parameter", message))
+    }
+}
+
+/// A page of things with ids.
+#[derive(Serialize)]
+pub(super) struct List {
+    object: &'static str,
+    data: Vec<Value>,
+    first_id: String,
+    last_id: String,
+    has_more: bool,
+}
+
+impl List {
+    pub(super) fn new(data: Vec<Value>, has_more: bool) -> Self {
+        let id = |value: Option<&Value>| {
+            value.and_then(|value| value["id"].as_str()).unwrap_or_default().to_owned()
+        };
+        let (first_id, last_id) = (id(data.first()), id(data.last()));
+        Self { object: "list", data, first_id, last_id, has_more }
+    }
+
+    /// The page behind the thing `after`; `None` where that is not among them.
+    pub(super) fn page(mut all: Vec<Value>, after: Option<&str>, limit: usize) -> Option<Self> {
+        if let Some(after) = after {
+            let at = all.iter().position(|thing| thing["id"] == after)?;
+            all.drain(..=at);
+        }
+        let has_more = all.len() > limit;
+        all.truncate(limit);
+        Some(Self::new(all, has_more))
     }
 }

@@ -39,7 +39,9 @@ pub(super) fn take_partial(fields: &mut Fields) -> Result<bool, ApiError> {
 
 /// Takes the rest.
 pub(super) fn take_extras(fields: &mut Fields, request: &mut ChatRequest) -> Result<(), ApiError> {
-    request.reasoning.budget_tokens = fields.count("thinking_budget", 1)?;
+    if let Some(budget) = fields.count("thinking_budget", 1)? {
+        request.reasoning.budget_tokens = Some(budget);
+    }
     // Events of this dialect hold what is new, always.
     fields.bool("incremental_output", Null::Absent)?;
     if fields.bool("enable_search", Null::Absent)? == Some(true) {

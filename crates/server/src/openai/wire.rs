@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 use crate::answer::{EndReason, TokenEntry};
 use crate::openai::usage::Cost;
 
+/// The one tier of service.
+pub(super) const TIER: &str = "default";
+
 /// Names the program that answered.
 pub(super) const FINGERPRINT: &str = concat!("mintage-", env!("CARGO_PKG_VERSION"));
 
@@ -55,6 +58,12 @@ pub(super) struct Reply<'a, C: Serialize> {
     /// Present as `null` in the events before the last where usage is streamed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) usage: Option<Option<UsageBody>>,
+    /// Where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) service_tier: Option<&'static str>,
+    /// Of an event, where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) obfuscation: Option<String>,
     /// Of a chat, where token ids are asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) prompt_token_ids: Option<&'a [TokenId]>,

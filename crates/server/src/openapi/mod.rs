@@ -5,10 +5,12 @@
 //! answer that a test sees is one that the document allows.
 
 mod anthropic;
+mod chats;
 mod dashscope;
 mod files;
 mod ollama;
 mod openai;
+mod responses;
 mod service;
 
 use serde_json::{Map, Value, json};
@@ -69,6 +71,8 @@ pub fn document() -> Value {
     for (name, schema) in [
         service::schemas(),
         openai::schemas(),
+        responses::schemas(),
+        chats::schemas(),
         files::schemas(),
         anthropic::schemas(),
         dashscope::schemas(),
@@ -106,6 +110,8 @@ pub fn document() -> Value {
 fn operations() -> impl Iterator<Item = &'static Operation> {
     [
         openai::OPERATIONS,
+        responses::OPERATIONS,
+        chats::OPERATIONS,
         files::OPERATIONS,
         anthropic::OPERATIONS,
         dashscope::OPERATIONS,

@@ -155,7 +155,7 @@ fn shape() -> Value {
         "stream_options": {"type": ["object", "null"], "additionalProperties": false, "properties": {
             "include_usage": {"type": "boolean"},
             "continuous_usage_stats": flag(),
-            "include_obfuscation": {"const": false},
+            "include_obfuscation": {"type": "boolean"},
         }},
         "usage": {"type": ["object", "null"], "additionalProperties": false, "properties": {
             "include": {"type": "boolean"},
@@ -194,7 +194,7 @@ fn ignored() -> Value {
         "prompt_cache_retention": maybe(),
         "service_tier": maybe(),
         "store": flag(),
-        "metadata": {"type": ["object", "null"]},
+        "metadata": super::chats::metadata(),
     })
 }
 
@@ -229,7 +229,11 @@ fn chat_request() -> Value {
         ]},
         "parallel_tool_calls": {"type": "boolean"},
         "modalities": {"anyOf": [{"const": ["text"]}, {"type": "null"}]},
-        "reasoning_effort": {"type": ["string", "null"]},
+        "reasoning_effort": effort(),
+        "prediction": nullable(closed(&["type", "content"], json!({
+            "type": {"const": "content"},
+            "content": {"anyOf": [text(), {"type": "array", "minItems": 1, "items": {"type": "object"}}]},
+        }))),
         "verbosity": {"type": ["string", "null"]},
         "enable_thinking": flag(),
         "thinking_budget": {"type": ["integer", "null"], "minimum": 1},
@@ -241,6 +245,11 @@ fn chat_request() -> Value {
         "vl_high_resolution_images": flag(),
     });
     closed(&["model", "messages"], joined(shared(), own))
+}
+
+/// OpenAI's scale of how much to think.
+pub(super) fn effort() -> Value {
+    json!({"enum": ["none", "minimal", "low", "medium", "high", "xhigh", "max", null]})
 }
 
 fn completion_request() -> Value {

@@ -287,6 +287,7 @@ impl Storage {
             index.execute("DELETE FROM files WHERE number = ?1", [number])?;
             remove(&self.content(&id))?;
         }
-        Ok(())
+        drop(index);
+        self.sweep_answers()
     }
 }

@@ -1,10 +1,11 @@
-//! What projects leave with the server: files, batches and what became of their lines. A folder of contents beside one
+//! What projects leave with the server: files, batches and what became of their lines, answers. A folder of contents beside one
 //! SQLite file that says what they are.
 //!
 //! Not here: HTTP, and what batches do. Invariants: content has its last name before a row tells of it, and loses its
 //! row before it goes, so a crash leaves at most content without a row, which the next start removes; every read and
 //! write names the project, and finds nothing of another's.
 
+mod answers;
 mod batches;
 mod files;
 #[cfg(test)]
@@ -18,6 +19,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
+pub use answers::AnswerLimits;
+pub(crate) use answers::{AnswerKind, AnswerPage, AnswerRecord};
 pub(crate) use batches::{
     BatchDocument, BatchError, BatchPage, BatchRecord, BatchStatus, Counts, LineResult,
 };
@@ -62,6 +65,23 @@ CREATE TABLE IF NOT EXISTS batch_lines (
     result BLOB NOT NULL,
     PRIMARY KEY (batch, line)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answers (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    project TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    model TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    expires INTEGER NOT NULL,
+    is_over INTEGER NOT NULL,
+    document TEXT NOT NULL,
+    input TEXT NOT NULL,
+    steps TEXT,
+    kept_at TEXT
+);
+CREATE INDEX IF NOT EXISTS answers_of_project ON answers (project, number, bytes, is_over);
+CREATE INDEX IF NOT EXISTS answers_to_end ON answers (is_over) WHERE is_over = 0;
+CREATE INDEX IF NOT EXISTS answers_to_sweep ON answers (expires);
 ";
 
 /// Where it lies and how much it may hold.
@@ -81,6 +101,8 @@ pub struct StorageConfig {
     pub max_project_batches: u64,
     /// Lines of batches that are computed at once, of all projects together.
     pub max_lines_in_flight: usize,
+    /// Responses and chats that are kept.
+    pub answers: AnswerLimits,
 }
 
 impl StorageConfig {
@@ -95,6 +117,7 @@ impl StorageConfig {
             max_batch_lines: 50_000,
             max_project_batches: 100,
             max_lines_in_flight: 8,
+            answers: AnswerLimits::default(),
         }
     }
 }

@@ -150,3 +150,75 @@ fn a_line_keeps_its_first_result_and_all_become_files() {
     assert_eq!(storage.batch("a", &batch.id).unwrap(), over);
     assert!(matches!(storage.batch("b", &batch.id), Err(StorageError::NotFound)));
 }
+
+fn answer(project: &str, id: &str, text: &str, is_over: bool) -> AnswerRecord {
+    AnswerRecord {
+        id: id.to_owned(),
+        project: project.to_owned(),
+        model: "m".to_owned(),
+        document: serde_json::json!({"text": text, "metadata": {"id": id}}).to_string(),
+        input: "[]".to_owned(),
+        steps: None,
+        kept_at: None,
+        is_over,
+    }
+}
+
+/// The ids that a project still has, oldest first.
+fn ids(storage: &Storage, project: &str) -> String {
+    let page = AnswerPage { limit: 100, ascending: true, ..AnswerPage::default() };
+    let (answers, _) = storage.answers(project, AnswerKind::Response, &page).unwrap();
+    answers.into_iter().map(|answer| answer.id).collect()
+}
+
+#[test]
+fn the_oldest_answers_make_room_and_running_ones_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = "x".repeat(600);
+    let storage = open(folder.path(), |config| {
+        config.answers = AnswerLimits { keep_days: 1, max_project: 3, max_project_bytes: 1500 };
+    });
+    let add = |project: &str, id: &str, text: &str, is_over| {
+        storage.add_answer(AnswerKind::Response, &answer(project, id, text, is_over)).unwrap();
+    };
+    add("a", "1", "", false);
+    for id in ["2", "3", "4"] {
+        add("a", id, "", true);
+    }
+    add("b", "9", "", true);
+    assert_eq!((ids(&storage, "a"), ids(&storage, "b")), ("134".to_owned(), "9".to_owned()));
+    // By bytes: what is new stays, whatever its size.
+    add("a", "5", &long, true);
+    add("a", "6", &long, true);
+    assert_eq!(ids(&storage, "a"), "156");
+    let huge = answer("a", "6", &long.repeat(9), true);
+    storage.change_answer(AnswerKind::Response, &huge).unwrap();
+    assert_eq!(ids(&storage, "a"), "16");
+    assert_eq!(storage.answers_to_end().unwrap().len(), 1);
+    // A chat of this name is another thing.
+    assert!(storage.answer("a", AnswerKind::Chat, "1").is_err());
+    assert!(storage.answer("b", AnswerKind::Response, "1").is_err());
+}
+
+#[test]
+fn what_has_expired_is_found_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = open(folder.path(), |_| {});
+    for id in ["1", "2"] {
+        storage.add_answer(AnswerKind::Response, &answer("a", id, "", true)).unwrap();
+    }
+    storage.index().execute("UPDATE answers SET expires = 1 WHERE id = '1'", []).unwrap();
+    assert_eq!(ids(&storage, "a"), "2");
+    assert!(storage.answer("a", AnswerKind::Response, "1").is_err());
+    storage.sweep().unwrap();
+    let left: u64 =
+        storage.index().query_row("SELECT COUNT(*) FROM answers", [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 1);
+    let page = |key: &str, value: &str| AnswerPage {
+        metadata: vec![(key.to_owned(), value.to_owned())],
+        limit: 9,
+        ..AnswerPage::default()
+    };
+    let found = |page| storage.answers("a", AnswerKind::Response, &page).unwrap().0.len();
+    assert_eq!((found(page("id", "2")), found(page("id", "1")), found(page("x'", "2"))), (1, 0, 0));
+}

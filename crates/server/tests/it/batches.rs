@@ -50,13 +50,13 @@ impl House {
         }
     }
 
-    async fn batch_over(&self, id: &str) -> Value {
+    pub(crate) async fn batch_over(&self, id: &str) -> Value {
         let over = ["completed", "failed", "expired", "cancelled"];
         self.batch_until(id, |batch| over.contains(&batch["status"].as_str().unwrap())).await
     }
 
     /// The lines of a file that a batch names.
-    async fn results(&self, batch: &Value, name: &str) -> Vec<Value> {
+    pub(crate) async fn results(&self, batch: &Value, name: &str) -> Vec<Value> {
         let Some(id) = batch[name].as_str() else { return Vec::new() };
         let text = self.get(&format!("/v1/files/{id}/content")).await.body;
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

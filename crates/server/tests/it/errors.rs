@@ -204,7 +204,7 @@ async fn wrong_paths_and_methods() {
         ("GET", "//v1/models"),
         ("GET", "/v1//models"),
         ("GET", "/v1/%6dodels"),
-        ("GET", "/v1/chat/completions"),
+        ("GET", "/v1/completions"),
         ("DELETE", "/v1/models"),
         ("POST", "/healthz"),
         ("GET", "/v1/models/none"),
