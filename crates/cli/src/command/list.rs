@@ -42,7 +42,7 @@ pub(crate) fn run(settings: &Settings, args: &ListArgs) -> Result<()> {
         rows.push(vec![manifest.name.to_string(), size, licence, "here".to_owned(), aliases]);
     }
     for known in missing {
-        let (size, aliases) = (output::bytes(known.bytes), known.aliases.join(", "));
+        let (size, aliases) = (output::bytes(known.total_bytes()), known.aliases.join(", "));
         let state = "can be pulled".to_owned();
         rows.push(vec![known.name.to_string(), size, known.licence.clone(), state, aliases]);
     }
@@ -61,7 +61,7 @@ fn print_json(stored: &[Manifest], missing: &[&CatalogueModel]) -> Result<()> {
     }
     for known in missing {
         let line = serde_json::json!({
-            "name": known.name, "bytes": known.bytes, "licence": known.licence,
+            "name": known.name, "bytes": known.total_bytes(), "licence": known.licence,
             "origin": format!("catalogue:{}", known.name), "stored": false,
         });
         text.push_str(&format!("{line}\n"));

@@ -67,6 +67,7 @@ fn the_catalogue_is_listed() {
     qwen2.5-coder-0.5b-instruct-q4_k_m  468.6 MiB  Apache-2.0  can be pulled  qwen2.5-coder:0.5b, default
     qwen2.5-coder-1.5b-instruct-q4_k_m  1.0 GiB    Apache-2.0  can be pulled  qwen2.5-coder:1.5b
     smollm2-135m-instruct-q4_1          93.8 MiB   Apache-2.0  can be pulled  smollm2:135m
+    all-minilm-l6-v2                    87.1 MiB   Apache-2.0  can be pulled  all-minilm, all-minilm:l6-v2
     ");
 }
 

@@ -28,6 +28,8 @@ const RETRY_WAIT_MAX: Duration = Duration::from_secs(30);
 const READ_BYTES: usize = 256 * 1024;
 /// Bytes of the largest repository listing.
 const LISTING_BYTES_MAX: u64 = 16 << 20;
+/// How a text's vector is made of its tokens', in repositories of `sentence-transformers`.
+const POOLING: &str = "1_Pooling/config.json";
 /// Files of the largest model.
 const FILES_MAX: usize = 512;
 
@@ -410,13 +412,18 @@ impl Repository {
 
     /// `model.safetensors` or its shards with the small files beside them; `None` where there are none.
     fn safetensors(&self) -> Result<Option<Choice>, String> {
-        const SMALL: [&str; 6] = [
+        const SMALL: [&str; 10] = [
             "config.json",
             "generation_config.json",
             "tokenizer.json",
             "tokenizer_config.json",
             "chat_template.jinja",
             "model.safetensors.index.json",
+            // What makes an embedding model of it.
+            "modules.json",
+            "sentence_bert_config.json",
+            "config_sentence_transformers.json",
+            POOLING,
         ];
         let names = || self.siblings.iter().map(|s| s.rfilename.as_str());
         let weights = |name: &str| {
@@ -440,7 +447,9 @@ impl Repository {
         if !is_repo_path(path) {
             return Err(format!("`{path}` is not a plain path"));
         }
-        let name = path.rsplit('/').next().unwrap_or(path);
+        // The store has no folders, and there are other `config.json`.
+        let flat = (path == POOLING).then(|| path.replace('/', "_"));
+        let name = flat.as_deref().or_else(|| path.rsplit('/').next()).unwrap_or(path);
         let name = name.parse::<FileName>().map_err(|error| error.to_string())?;
         let large = sibling.lfs.as_ref();
         let bytes = large.map(|l| l.size).or(sibling.size);
@@ -527,6 +536,11 @@ mod tests {
             "hf:a/b",
             Ok(&["config.json", "model.safetensors", "tokenizer.json"]),
         );
+        let embedding =
+            ["1_Pooling/config.json", "config.json", "model.safetensors", "modules.json"];
+        check(&embedding, "hf:a/b", Ok(&embedding));
+        let pooling = repository(&embedding).choose(&"hf:a/b".parse().unwrap()).unwrap();
+        assert_eq!(pooling.files[0].spec.name.as_str(), "1_Pooling_config.json");
     }
 
     #[test]

