@@ -330,6 +330,13 @@ pub(crate) struct ModelSettings {
     pub(crate) draft: Option<String>,
 }
 
+impl ModelSettings {
+    /// A model under its own name.
+    pub(crate) fn of(source: impl AsRef<str>) -> Self {
+        Self { source: source.as_ref().to_owned(), name: None, draft: None }
+    }
+}
+
 impl Settings {
     /// The file, if one is given, then what the arguments (and through them the environment) say.
     pub(crate) fn resolve(arguments: &GlobalArgs) -> Result<Self> {
@@ -477,7 +484,7 @@ mod tests {
         };
         let text: Vec<String> = REFERENCE.lines().map(uncomment).collect();
         let settings = Settings::parse(&text.join("\n")).unwrap();
-        assert_eq!(settings.models.len(), 2);
+        assert_eq!(settings.models.len(), 3);
         assert_eq!((settings.upstreams.len(), settings.routes.len()), (1, 1));
     }
 

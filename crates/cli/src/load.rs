@@ -76,7 +76,7 @@ pub(crate) fn engine(
 }
 
 /// Bytes of a page of the KV cache: keys and values of all layers, two bytes each. The sizes are a file's claims.
-fn kv_page_bytes(config: &DecoderConfig) -> usize {
+pub(crate) fn kv_page_bytes(config: &DecoderConfig) -> usize {
     [config.num_layers, config.num_kv_heads, config.head_dim, PAGE_TOKENS, 2 * 2]
         .into_iter()
         .fold(1, usize::saturating_mul)
@@ -140,7 +140,7 @@ pub(crate) fn threads(settings: &EngineSettings) -> usize {
     if settings.threads == 0 { available_threads() } else { settings.threads }
 }
 
-fn options(settings: &EngineSettings, kv_size: KvSize) -> DecoderOptions {
+pub(crate) fn options(settings: &EngineSettings, kv_size: KvSize) -> DecoderOptions {
     DecoderOptions {
         threads: threads(settings),
         kv_format: KvFormat::default(),

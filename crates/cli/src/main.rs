@@ -9,6 +9,7 @@ mod kept_ledger;
 mod keys_folder;
 mod ledger_folder;
 mod load;
+mod load_vectors;
 mod logging;
 mod models;
 mod output;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use mintage_hub::{Hub, ModelRef, ResolvedModel};
-use mintage_model::ModelFile;
+use mintage_model::{EncoderFile, ModelError, ModelFile};
 
 use crate::config::Settings;
 use crate::pull_progress::PullProgress;
@@ -20,4 +20,15 @@ pub(crate) fn resolve(settings: &Settings, reference: &ModelRef) -> Result<Resol
 pub(crate) fn open(model: &ResolvedModel) -> Result<ModelFile> {
     ModelFile::open(&model.path)
         .with_context(|| format!("`{}` ({}) cannot be opened", model.name, model.path.display()))
+}
+
+/// Opens the folder of an encoder and checks its headers; `None` where it is none.
+pub(crate) fn open_encoder(model: &ResolvedModel) -> Result<Option<EncoderFile>> {
+    let open = || -> Result<Option<EncoderFile>, ModelError> {
+        if !EncoderFile::is_at(&model.path)? {
+            return Ok(None);
+        }
+        EncoderFile::open(&model.path).map(Some)
+    };
+    open().with_context(|| format!("`{}` ({}) cannot be opened", model.name, model.path.display()))
 }

@@ -1,6 +1,7 @@
 //! How large a model is: parameters, bytes by type, memory of its context. Sums only; nothing is read.
 
 use crate::decoder::{DType, DecoderConfig};
+use crate::encoder::EncoderFile;
 use crate::model_file::ModelFile;
 
 /// Sizes of an opened model.
@@ -31,20 +32,40 @@ impl ModelFile {
     /// Adds up its tensors.
     #[must_use]
     pub fn footprint(&self) -> Footprint {
+        Footprint::of(self.tensors().map(|tensor| {
+            let elements = tensor.shape.iter().map(|&n| n as u64).product();
+            (tensor.dtype, elements, tensor.data.len() as u64)
+        }))
+    }
+}
+
+impl EncoderFile {
+    /// Adds up its tensors.
+    #[must_use]
+    pub fn footprint(&self) -> Footprint {
+        Footprint::of(self.stored().iter().map(|tensor| {
+            let elements = tensor.shape.iter().map(|&n| n as u64).product();
+            (tensor.dtype, elements, tensor.bytes as u64)
+        }))
+    }
+}
+
+impl Footprint {
+    /// Adds up types, elements and bytes of tensors.
+    fn of(tensors: impl Iterator<Item = (DType, u64, u64)>) -> Self {
         let mut by_dtype: Vec<DTypeFootprint> = DType::ALL
             .map(|dtype| DTypeFootprint { dtype, tensors: 0, parameters: 0, bytes: 0 })
             .into();
-        for tensor in self.tensors() {
-            let elements = tensor.shape.iter().map(|&n| n as u64).product::<u64>();
-            if let Some(sum) = by_dtype.iter_mut().find(|sum| sum.dtype == tensor.dtype) {
+        for (dtype, elements, bytes) in tensors {
+            if let Some(sum) = by_dtype.iter_mut().find(|sum| sum.dtype == dtype) {
                 sum.tensors += 1;
                 sum.parameters += elements;
-                sum.bytes += tensor.data.len() as u64;
+                sum.bytes += bytes;
             }
         }
         by_dtype.retain(|sum| sum.tensors > 0);
         by_dtype.sort_by_key(|sum| std::cmp::Reverse(sum.bytes));
-        Footprint {
+        Self {
             parameters: by_dtype.iter().map(|sum| sum.parameters).sum(),
             weight_bytes: by_dtype.iter().map(|sum| sum.bytes).sum(),
             by_dtype,

@@ -28,6 +28,8 @@ pub struct Script {
     pub prefill_delay: Duration,
     /// Tokens of the prompt reported as cached; at most the prompt's length counts.
     pub cached_tokens: u32,
+    /// The prompt's vector, of an engine that makes vectors.
+    pub vector: Option<Arc<[f32]>>,
     /// The tokens to sample, until a limit or a stop token of the request ends them.
     pub tokens: Vec<TokenId>,
     /// Wait before each token.
@@ -131,7 +133,7 @@ impl Engine for ScriptedEngine {
         let is_quick = script.prefill_delay.is_zero()
             && script.token_delay.is_zero()
             && script.end == ScriptEnd::Length
-            && script.tokens.len() < EVENTS;
+            && script.tokens.len() + usize::from(script.vector.is_some()) < EVENTS;
         if is_quick {
             player.play(&script);
             return Ok(stream);
@@ -206,6 +208,11 @@ impl Player {
         if let Err(reason) = self.send(Event::Prefilled { cached_tokens, prompt_logprobs }) {
             return Some(reason);
         }
+        if let Some(vector) = &script.vector
+            && let Err(reason) = self.send(Event::Vector(Arc::clone(vector)))
+        {
+            return Some(reason);
+        }
         for &id in &script.tokens {
             if self.is_full() {
                 return Some(FinishReason::Length);
@@ -224,7 +231,8 @@ impl Player {
             }
         }
         match &script.end {
-            _ if self.is_full() => Some(FinishReason::Length),
+            // A request for a vector asks for no tokens: it is full from the beginning.
+            _ if script.vector.is_none() && self.is_full() => Some(FinishReason::Length),
             ScriptEnd::Length => Some(FinishReason::Length),
             ScriptEnd::Fault(fault) => Some(FinishReason::Fault(fault.clone())),
             ScriptEnd::Silence => self.wait(Duration::MAX).err(),
@@ -349,6 +357,19 @@ mod tests {
         let dropped = Script { end: ScriptEnd::Drop, ..tokens(&[5]) };
         let fault = EngineFault::Internal("the engine dropped the request".to_owned());
         check(dropped, request(&[1], 9), &[5], &FinishReason::Fault(fault));
+    }
+
+    #[test]
+    fn a_vector_stands_in_place_of_tokens() {
+        let vector: Arc<[f32]> = [0.5, -1.0].into();
+        let script = Script { vector: Some(Arc::clone(&vector)), ..Script::default() };
+        let engine = ScriptedEngine::new(info(), 8, move |_| Ok(script.clone()));
+        let events = read(engine.submit(request(&[1, 2, 3], 0)).unwrap());
+        let [Event::Prefilled { .. }, Event::Vector(given), Event::Finished(finish)] = &events[..]
+        else {
+            panic!("{events:?}")
+        };
+        assert_eq!((given, finish.usage.prompt_tokens), (&vector, 3));
     }
 
     #[test]

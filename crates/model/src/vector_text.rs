@@ -163,7 +163,22 @@ impl VectorText {
     /// As [`VectorText::of_encoder`]; a reranker's vocabulary must have "yes" and "no" as tokens.
     pub fn of_decoder(file: &ModelFile, task: VectorTask) -> Result<Self, TextModelError> {
         let prompts = Prompts::read(file.text_file(TextFile::SentenceTransformers)?)?;
-        let text = TextModel::from_model_file(file)?;
+        Self::prompted(TextModel::from_model_file(file)?, task, prompts)
+    }
+
+    /// The same where the vocabulary is at hand and the prompts are Qwen3's own.
+    ///
+    /// # Errors
+    /// As [`VectorText::of_decoder`].
+    pub fn of_text_model(text: TextModel, task: VectorTask) -> Result<Self, TextModelError> {
+        Self::prompted(text, task, Prompts::default())
+    }
+
+    fn prompted(
+        text: TextModel,
+        task: VectorTask,
+        prompts: Prompts,
+    ) -> Result<Self, TextModelError> {
         let single = |word| match text.tokenizer().encode(word, SpecialTokens::AsText).as_slice() {
             [id] => Ok(*id),
             _ => Err(TokenizerError::Missing { what: "single tokens `yes` and `no`" }),

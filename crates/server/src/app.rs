@@ -191,6 +191,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(method_not_allowed);
     Router::new()
         .merge(protected(&app, openai_routes()))
+        .merge(protected(&app, rerank_routes()))
         .merge(protected(&app, model_routes()).layer(from_fn(models::errors_layer)))
         .merge(protected(&app, anthropic_routes()).layer(from_fn(anthropic::errors_layer)))
         .merge(protected(&app, dashscope_routes()).layer(from_fn(dashscope::errors_layer)))
@@ -233,6 +234,7 @@ fn openai_routes() -> Router<Arc<App>> {
         .route("/v1/responses/{id}", get(openai::get_response).delete(openai::delete_response))
         .route("/v1/responses/{id}/cancel", post(openai::cancel_response))
         .route("/v1/responses/{id}/input_items", get(openai::list_input_items))
+        .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/generation", get(openai::generation))
         .route("/v1/files", get(openai::list_files).post(openai::create_file))
         .route("/v1/files/{id}", get(openai::get_file).delete(openai::delete_file))
@@ -243,6 +245,14 @@ fn openai_routes() -> Router<Arc<App>> {
         .route("/tokenize", post(openai::tokenize))
         .route("/detokenize", post(openai::detokenize))
         .route("/tokenizer_info", get(openai::tokenizer_info))
+}
+
+/// Jina's, Cohere's, and where Model Studio has it.
+fn rerank_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/v1/rerank", post(openai::rerank))
+        .route("/v2/rerank", post(openai::rerank_v2))
+        .route("/compatible-api/v1/reranks", post(openai::rerank))
 }
 
 /// What two dialects have at one path.
@@ -263,6 +273,11 @@ fn dashscope_routes() -> Router<Arc<App>> {
             "/api/v1/services/aigc/multimodal-generation/generation",
             post(dashscope::multimodal_generation),
         )
+        .route(
+            "/api/v1/services/embeddings/text-embedding/text-embedding",
+            post(dashscope::text_embedding),
+        )
+        .route("/api/v1/services/rerank/text-rerank/text-rerank", post(dashscope::text_rerank))
         .route("/api/v1/tokenizer", post(dashscope::tokenizer))
         .route("/api/v1/models", get(dashscope::list_models))
 }
@@ -271,6 +286,8 @@ fn ollama_routes() -> Router<Arc<App>> {
     Router::new()
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate))
+        .route("/api/embed", post(ollama::embed))
+        .route("/api/embeddings", post(ollama::embeddings))
         .route("/api/tags", get(ollama::tags))
         .route("/api/ps", get(ollama::ps))
         .route("/api/show", post(ollama::show))
@@ -283,6 +300,7 @@ pub(crate) fn line_router(app: &Arc<App>) -> Router {
         .route("/v1/chat/completions", post(openai::chat))
         .route("/v1/completions", post(openai::completions))
         .route("/v1/responses", post(openai::create_response))
+        .route("/v1/embeddings", post(openai::embeddings))
         .route_layer(from_fn_with_state(Arc::clone(app), idempotency::layer))
         .fallback(not_found)
         .layer(DefaultBodyLimit::disable())

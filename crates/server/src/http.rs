@@ -27,7 +27,7 @@ use crate::app::{App, Phase, router};
 use crate::auth::{Access, now_unix};
 use crate::config::{Limits, ServerConfig};
 use crate::gateway::Gateway;
-use crate::served::{ModelSet, ModelSetError, ServedModel};
+use crate::served::{ModelSet, ModelSetError, Models};
 use crate::storage::{Storage, StorageError};
 use crate::till::{Billing, Till, unix_ms};
 use crate::{batch, openai, webhooks};
@@ -107,7 +107,7 @@ pub fn check_exposure(address: SocketAddr, access: &Access) -> Result<(), Server
 /// As [`Server::bind`].
 pub async fn serve(
     config: ServerConfig,
-    models: Vec<ServedModel>,
+    models: impl Into<Models>,
     access: Access,
     billing: Option<Billing>,
     shutdown: impl Future<Output = ()>,
@@ -131,7 +131,7 @@ impl Server {
     /// The address is taken, or open to others without keys; no models, or two of one name.
     pub fn bind(
         config: ServerConfig,
-        models: Vec<ServedModel>,
+        models: impl Into<Models>,
         access: Access,
         billing: Option<Billing>,
     ) -> Result<Self, ServerError> {
@@ -145,7 +145,7 @@ impl Server {
             }
         };
         let gateway = Gateway::new(secret, config.share_prefix_cache);
-        let models = ModelSet::new(models, config.upstreams, config.routes)?;
+        let models = ModelSet::new(models.into(), config.upstreams, config.routes)?;
         let bind_error = |source| ServerError::Bind { address: config.listen, source };
         let listener = listen(config.listen).map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;

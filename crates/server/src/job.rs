@@ -27,7 +27,7 @@ use crate::idempotency::Keeping;
 use crate::metered::{Meter, RequestFacts, Settling};
 use crate::options::{Options, choice_seed};
 use crate::request_id::{RequestId, random_hex};
-use crate::served::{ModelSet, ServedModel, Target};
+use crate::served::{Ability, ModelSet, ServedModel, Target};
 use crate::till::{Admitted, Arrival, Settled, unix_ms};
 use crate::upstream::{Bounds, Relay};
 
@@ -89,9 +89,22 @@ fn client_name(headers: &HeaderMap) -> Arc<str> {
 pub(crate) fn find_model(models: &ModelSet, name: &str) -> Result<Arc<ServedModel>, ApiError> {
     match models.get(name) {
         Some(model) => Ok(Arc::clone(model)),
-        None if models.knows(name) => Err(not_here(name)),
-        None => Err(no_model(name)),
+        None => Err(no_tokens(models, name)),
     }
+}
+
+/// Why nothing of this name says tokens here.
+fn no_tokens(models: &ModelSet, name: &str) -> ApiError {
+    let what = match models.vectors(name).map(|model| model.ability()) {
+        Some(Ability::Embed) => {
+            "makes embeddings and says nothing; ask it through `/v1/embeddings`"
+        }
+        Some(Ability::Rerank | Ability::Text) => "scores documents; ask it through `/v1/rerank`",
+        None if models.knows(name) => return not_here(name),
+        None => return no_model(name),
+    };
+    let message = format!("The model `{}` {what}.", shortened(name));
+    ApiError::field("model", "unsupported_model", message)
 }
 
 /// Nothing answers to the name.
@@ -117,7 +130,7 @@ pub(crate) fn find_targets(
 ) -> Result<(Target, Vec<Target>), ApiError> {
     let mut targets = models.targets(name, id);
     if targets.is_empty() {
-        return Err(no_model(name));
+        return Err(no_tokens(models, name));
     }
     let first = targets.remove(0);
     Ok((first, targets))
@@ -291,25 +304,11 @@ impl Job {
         app: &App,
         incoming: &Incoming,
     ) -> Result<Choices, ApiError> {
-        let principal = &incoming.caller.principal;
-        if app.till.is_shared() {
-            app.till.prepare(principal, self.model_name(), self.most_tokens(app)).await;
-        }
-        let end = Instant::now() + COVER_TIMEOUT;
-        loop {
-            match self.submit(app, incoming) {
-                Err(mut error) => {
-                    let is_covered = app.till.cover(principal, &mut error).await;
-                    if !is_covered || Instant::now() > end {
-                        return Err(error);
-                    }
-                }
-                Ok(mut choices) => {
-                    choices.opened().await?;
-                    return Ok(choices);
-                }
-            }
-        }
+        let submit = || self.submit(app, incoming);
+        let most = self.most_tokens(app);
+        let mut choices = covered(app, incoming, self.model_name(), most, submit).await?;
+        choices.opened().await?;
+        Ok(choices)
     }
 
     fn submit(&self, app: &App, incoming: &Incoming) -> Result<Choices, ApiError> {
@@ -330,9 +329,9 @@ impl Job {
         let admitted = self.admit(app, incoming, prompt, output)?;
         let (standings, meter) = self.meter(app, incoming, admitted)?;
         let limit = app.limits.request_timeout;
-        let deadline = self.deadline(app, incoming);
+        let deadline = deadline(app, incoming);
         let (opening, relaying) = relay.clone().start(&meter, deadline, limit.as_secs());
-        let ending = Ending { phase: app.phase.subscribe(), line: incoming.line.clone() };
+        let ending = Ending::new(app, incoming);
         Ok(Choices { all: relaying.boxed(), opening: Some(opening), meter, standings, ending })
     }
 
@@ -356,13 +355,6 @@ impl Job {
         };
         let standings = admitted.standings;
         Ok((standings, Meter::new(facts, admitted, metrics, app.settling.clone())))
-    }
-
-    fn deadline(&self, app: &App, incoming: &Incoming) -> Instant {
-        match &incoming.line {
-            Some(line) => line.deadline,
-            None => incoming.arrival + app.limits.request_timeout,
-        }
     }
 
     /// Submits all choices; if one is refused, those already taken are cancelled (and settled) by being dropped.
@@ -409,7 +401,7 @@ impl Job {
                 index += 1;
             }
         }
-        let ending = Ending { phase: app.phase.subscribe(), line: incoming.line.clone() };
+        let ending = Ending::new(app, incoming);
         Ok(Choices { all: all.boxed(), opening: None, meter, standings, ending })
     }
 
@@ -421,14 +413,7 @@ impl Job {
         prompt_tokens: u64,
         max_output_tokens: u32,
     ) -> Result<Admitted, ApiError> {
-        let principal = &incoming.caller.principal;
         let name = self.model_name();
-        let scopes = &principal.scopes;
-        if !(scopes.allows_model(name) || scopes.allows_model(&self.asked)) {
-            let message = format!("This key is not made for the model `{name}`.");
-            let error = ApiError::new(Fault::Forbidden, "insufficient_scope", message);
-            return Err(ApiError { param: Some("model".to_owned()), ..error });
-        }
         let arrival = Arrival {
             response_id: self.id.as_str().into(),
             model: name.into(),
@@ -440,13 +425,7 @@ impl Job {
             choices: self.choices(),
             batch: incoming.line.is_some(),
         };
-        app.till.admit(principal, &arrival).inspect_err(|error| {
-            app.metrics.refused(match error.fault {
-                Fault::Payment => "payment",
-                Fault::RateLimited => "rate_limit",
-                _ => "ledger",
-            });
-        })
+        admit(app, incoming, &self.asked, &arrival)
     }
 
     /// What all choices share.
@@ -461,21 +440,84 @@ impl Job {
             .map_err(|e| ApiError::internal(format!("no random numbers: {e}")))?;
         let random = u64::from_le_bytes(random);
         Ok(GenerateRequest {
-            request_id: String::new(),
-            prompt: Arc::from([]),
-            max_new_tokens: 0,
             sampling: self.options.sampling(&model.defaults, random),
             stop_token_ids: Arc::clone(&self.stop_token_ids),
             grammar: self.grammar.clone(),
             prediction: Arc::clone(&self.options.prediction),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
-            cache_domain: app.gateway.cache_domain(incoming.caller.project()),
-            tenant: app.gateway.fair_share(&incoming.caller.principal.organisation),
-            weight: incoming.caller.principal.weight,
-            priority: if incoming.line.is_some() { Priority::Batch } else { Priority::Online },
-            deadline: Some(self.deadline(app, incoming)),
+            ..base_request(app, incoming)
         })
+    }
+}
+
+/// When a request must be over.
+fn deadline(app: &App, incoming: &Incoming) -> Instant {
+    match &incoming.line {
+        Some(line) => line.deadline,
+        None => incoming.arrival + app.limits.request_timeout,
+    }
+}
+
+/// Who asks, and how urgent it is; the rest is for who fills it in.
+pub(crate) fn base_request(app: &App, incoming: &Incoming) -> GenerateRequest {
+    GenerateRequest {
+        cache_domain: app.gateway.cache_domain(incoming.caller.project()),
+        tenant: app.gateway.fair_share(&incoming.caller.principal.organisation),
+        weight: incoming.caller.principal.weight,
+        priority: if incoming.line.is_some() { Priority::Batch } else { Priority::Online },
+        deadline: Some(deadline(app, incoming)),
+        ..GenerateRequest::default()
+    }
+}
+
+/// Limits, budgets and money let the request in, or say why not. `asked`: as the client named the model.
+pub(crate) fn admit(
+    app: &App,
+    incoming: &Incoming,
+    asked: &str,
+    arrival: &Arrival,
+) -> Result<Admitted, ApiError> {
+    let principal = &incoming.caller.principal;
+    let (name, scopes) = (&*arrival.model, &principal.scopes);
+    if !(scopes.allows_model(name) || scopes.allows_model(asked)) {
+        let message = format!("This key is not made for the model `{name}`.");
+        let error = ApiError::new(Fault::Forbidden, "insufficient_scope", message);
+        return Err(ApiError { param: Some("model".to_owned()), ..error });
+    }
+    app.till.admit(principal, arrival).inspect_err(|error| {
+        app.metrics.refused(match error.fault {
+            Fault::Payment => "payment",
+            Fault::RateLimited => "rate_limit",
+            _ => "ledger",
+        });
+    })
+}
+
+/// Submits, again whenever the money or the share of a limit that is missing came in from other gateways. `tokens`: the
+/// most that it can use.
+pub(crate) async fn covered<T>(
+    app: &App,
+    incoming: &Incoming,
+    model: &str,
+    tokens: u64,
+    submit: impl Fn() -> Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    let principal = &incoming.caller.principal;
+    if app.till.is_shared() {
+        app.till.prepare(principal, model, tokens).await;
+    }
+    let end = Instant::now() + COVER_TIMEOUT;
+    loop {
+        match submit() {
+            Err(mut error) => {
+                let is_covered = app.till.cover(principal, &mut error).await;
+                if !is_covered || Instant::now() > end {
+                    return Err(error);
+                }
+            }
+            submitted => return submitted,
+        }
     }
 }
 
@@ -492,14 +534,18 @@ pub(crate) struct Choices {
 
 /// What ends a request that still runs.
 #[derive(Clone)]
-struct Ending {
+pub(crate) struct Ending {
     phase: watch::Receiver<Phase>,
     line: Option<BatchLine>,
 }
 
 impl Ending {
+    pub(crate) fn new(app: &App, incoming: &Incoming) -> Self {
+        Self { phase: app.phase.subscribe(), line: incoming.line.clone() }
+    }
+
     /// Why it must end, once it must.
-    async fn reached(self) -> ApiError {
+    pub(crate) async fn reached(self) -> ApiError {
         match self.line {
             // A line of a batch waits for nobody: it is computed again.
             Some(line) => line.stopped().await,

@@ -2,7 +2,8 @@
 //!
 //! A request's life: [`http`] bounds it, `auth` decides on the matched route who asks, a dialect (`openai`) parses it into
 //! a valid request, `chat` tokenises it once, `job` gives it a cache domain and submits it, `metered` takes its usage,
-//! `answer` turns tokens back into parts (or `upstream` asks another service for them), `respond` settles, and the dialect writes JSON or events.
+//! `answer` turns tokens back into parts (or `upstream` asks another service for them), `respond` settles, and the dialect
+//! writes JSON or events. What makes vectors goes the same way through `vectors`.
 //!
 //! Not here: kernels, the engine, model files, prices. Tests run on `ScriptedEngine`.
 //! Invariants: what a client sees never holds an internal error's text; nothing from outside is read, kept or computed
@@ -45,6 +46,7 @@ mod storage;
 mod structured;
 mod till;
 mod upstream;
+mod vectors;
 mod webhooks;
 
 pub use admin::{Answer, Books, Office};
@@ -54,7 +56,7 @@ pub use egress::EgressPolicy;
 pub use http::{Server, ServerError, check_exposure, serve};
 pub use openapi::document as openapi_document;
 pub use routes::{RouteConfig, RouteTarget};
-pub use served::{ModelSetError, ServedModel};
+pub use served::{ModelSetError, Models, ServedModel, VectorModel};
 pub use storage::{AnswerLimits, StorageConfig, StorageError};
 pub use till::{Billing, PriceSource};
 pub use upstream::{ApiKey, Flavour, OnDisconnect, UpstreamConfig, UpstreamError};

@@ -266,6 +266,7 @@ impl Metrics {
     /// Of models of ours, then of other services.
     pub(crate) fn new(models: &ModelSet) -> Self {
         let own = models.all().iter().map(|model| model.name.clone());
+        let own = own.chain(models.all_vectors().iter().map(|model| model.name.clone()));
         let remote = models.remotes().iter().map(|remote| remote.config.name.clone());
         let names: Vec<String> = own.chain(remote).collect();
         Self {
@@ -290,7 +291,7 @@ impl Metrics {
     /// The whole page. `models` are those it was made with.
     pub(crate) fn render(&self, models: &ModelSet) -> String {
         let mut out = String::with_capacity(16 << 10);
-        let own = models.all().iter().map(|model| model.engine.load());
+        let own = models.engines().map(|engine| engine.load());
         let remote = models.remotes().iter().map(|remote| EngineLoad {
             running: u32::try_from(remote.in_flight()).unwrap_or(u32::MAX),
             ..EngineLoad::default()

@@ -1,9 +1,14 @@
 //! What answers, and the names under which clients find it: models of ours, services behind a name, routes over both.
+//!
+//! Models of ours are of two kinds: those that say tokens, and those that make vectors. Who looks for one kind never gets
+//! the other.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use mintage_model::{CallFormat, Engine, GenerationDefaults, GrammarCompiler, TextModel};
+use mintage_model::{
+    CallFormat, Engine, GenerationDefaults, GrammarCompiler, TextModel, VectorTask, VectorText,
+};
 
 use crate::routes::{self, RouteConfig};
 use crate::upstream::{RemoteModel, UpstreamConfig, UpstreamError};
@@ -33,6 +38,68 @@ impl ServedModel {
     pub(crate) fn call_format(&self) -> Option<CallFormat> {
         CallFormat::of_template(self.text.template()?.source())
     }
+}
+
+/// A model ready to make vectors: embeddings of texts, or scores of documents.
+pub struct VectorModel {
+    /// As `GET /v1/models` lists it.
+    pub name: String,
+    /// Other names under which it answers.
+    pub aliases: Vec<String>,
+    /// Tokens in, a vector out.
+    pub engine: Arc<dyn Engine>,
+    /// Vocabulary and prompts.
+    pub text: Arc<VectorText>,
+    /// Elements of a vector.
+    pub width: usize,
+    /// As of a [`ServedModel`].
+    pub created_unix: u64,
+    /// As of a [`ServedModel`].
+    pub digest: Arc<str>,
+}
+
+impl VectorModel {
+    pub(crate) fn ability(&self) -> Ability {
+        match self.text.task() {
+            VectorTask::Embed => Ability::Embed,
+            VectorTask::Rerank => Ability::Rerank,
+        }
+    }
+
+    fn listed(&self, name: &str) -> Listed {
+        Listed {
+            name: name.to_owned(),
+            created_unix: self.created_unix,
+            context_length: self.engine.info().context_length,
+            ability: self.ability(),
+        }
+    }
+}
+
+/// Models of ours.
+#[derive(Default)]
+pub struct Models {
+    /// Those that say tokens.
+    pub text: Vec<ServedModel>,
+    /// Those that make vectors.
+    pub vectors: Vec<VectorModel>,
+}
+
+impl From<Vec<ServedModel>> for Models {
+    fn from(text: Vec<ServedModel>) -> Self {
+        Self { text, vectors: Vec::new() }
+    }
+}
+
+/// What a model can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ability {
+    /// Say tokens.
+    Text,
+    /// Make embeddings.
+    Embed,
+    /// Score documents.
+    Rerank,
 }
 
 /// Why models cannot be served together.
@@ -108,7 +175,7 @@ impl Target {
             Self::Own(model) => (model.created_unix, model.engine.info().context_length),
             Self::Remote(remote) => (remote.config.created_unix, remote.config.context_length),
         };
-        Listed { name: name.to_owned(), created_unix, context_length }
+        Listed { name: name.to_owned(), created_unix, context_length, ability: Ability::Text }
     }
 }
 
@@ -119,6 +186,7 @@ pub(crate) struct Listed {
     pub(crate) created_unix: u64,
     /// Of a route, what all its targets take.
     pub(crate) context_length: u32,
+    pub(crate) ability: Ability,
 }
 
 struct Route {
@@ -129,18 +197,21 @@ struct Route {
 /// What answers, by name.
 pub(crate) struct ModelSet {
     models: Vec<Arc<ServedModel>>,
+    vectors: Vec<Arc<VectorModel>>,
     remotes: Vec<Arc<RemoteModel>>,
     routes: Vec<Route>,
     by_name: HashMap<String, Target>,
+    vectors_by_name: HashMap<String, Arc<VectorModel>>,
 }
 
 impl ModelSet {
     pub(crate) fn new(
-        models: Vec<ServedModel>,
+        models: Models,
         upstreams: Vec<UpstreamConfig>,
         routes: Vec<RouteConfig>,
     ) -> Result<Self, ModelSetError> {
-        if models.is_empty() && upstreams.is_empty() {
+        let Models { text: models, vectors } = models;
+        if models.is_empty() && vectors.is_empty() && upstreams.is_empty() {
             return Err(ModelSetError::Empty);
         }
         let models: Vec<Arc<ServedModel>> = models.into_iter().map(Arc::new).collect();
@@ -162,7 +233,20 @@ impl ModelSet {
         for remote in &remotes {
             add(&remote.config.name, &Target::Remote(Arc::clone(remote)))?;
         }
-        let mut set = Self { models, remotes, routes: Vec::new(), by_name };
+        let vectors: Vec<Arc<VectorModel>> = vectors.into_iter().map(Arc::new).collect();
+        let mut vectors_by_name = HashMap::new();
+        for model in &vectors {
+            let aliases = model.aliases.iter().filter(|alias| **alias != model.name);
+            for name in std::iter::once(&model.name).chain(aliases) {
+                let earlier = vectors_by_name.insert(name.clone(), Arc::clone(model));
+                if earlier.is_some() || by_name.contains_key(name) {
+                    return Err(ModelSetError::DuplicateName(name.clone()));
+                }
+            }
+        }
+        let routes_to = Vec::new();
+        let mut set =
+            Self { models, vectors, remotes, routes: routes_to, by_name, vectors_by_name };
         for route in routes {
             set.add_route(route)?;
         }
@@ -174,7 +258,7 @@ impl ModelSet {
         if targets.is_empty() {
             return Err(ModelSetError::NoTargets(name));
         }
-        if self.by_name.contains_key(&name) || self.route(&name).is_some() {
+        if self.knows(&name) {
             return Err(ModelSetError::DuplicateName(name));
         }
         let find = |target: &routes::RouteTarget| match self.by_name.get(&target.model) {
@@ -223,10 +307,28 @@ impl ModelSet {
 
     /// Whether anything answers to this name.
     pub(crate) fn knows(&self, name: &str) -> bool {
-        self.by_name.contains_key(name) || self.route(name).is_some()
+        self.by_name.contains_key(name)
+            || self.vectors_by_name.contains_key(name)
+            || self.route(name).is_some()
     }
 
-    /// Models of ours, in the order given.
+    /// A model that makes vectors.
+    pub(crate) fn vectors(&self, name: &str) -> Option<&Arc<VectorModel>> {
+        self.vectors_by_name.get(name)
+    }
+
+    /// All models of ours that make vectors, in the order given.
+    pub(crate) fn all_vectors(&self) -> &[Arc<VectorModel>] {
+        &self.vectors
+    }
+
+    /// Engines of models of ours: of those that say tokens, then of those that make vectors.
+    pub(crate) fn engines(&self) -> impl Iterator<Item = &Arc<dyn Engine>> {
+        let text = self.models.iter().map(|model| &model.engine);
+        text.chain(self.vectors.iter().map(|model| &model.engine))
+    }
+
+    /// Models of ours that say tokens, in the order given.
     pub(crate) fn all(&self) -> &[Arc<ServedModel>] {
         &self.models
     }
@@ -240,13 +342,16 @@ impl ModelSet {
     pub(crate) fn listed(&self) -> Vec<Listed> {
         let own = self.models.iter().map(|model| Target::Own(Arc::clone(model)));
         let remote = self.remotes.iter().map(|remote| Target::Remote(Arc::clone(remote)));
-        let targets = own.chain(remote).map(|target| target.listed(target.name()));
+        let own = own.map(|target| target.listed(target.name()));
+        let vectors = self.vectors.iter().map(|model| model.listed(&model.name));
+        let targets = own.chain(vectors).chain(remote.map(|target| target.listed(target.name())));
         targets.chain(self.routes.iter().map(Route::listed)).collect()
     }
 
     /// One name, aliases among them.
     pub(crate) fn listing(&self, name: &str) -> Option<Listed> {
         let target = self.by_name.get(name).map(|target| target.listed(name));
+        let target = target.or_else(|| self.vectors(name).map(|model| model.listed(name)));
         target.or_else(|| self.route(name).map(Route::listed))
     }
 }
@@ -259,6 +364,11 @@ impl Route {
             created_unix: a.created_unix.max(b.created_unix),
             ..a
         })
-        .unwrap_or(Listed { name: self.name.clone(), created_unix: 0, context_length: 0 })
+        .unwrap_or(Listed {
+            name: self.name.clone(),
+            created_unix: 0,
+            context_length: 0,
+            ability: Ability::Text,
+        })
     }
 }

@@ -4,19 +4,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use mintage_engine::CpuEngine;
-use mintage_hub::{Hub, ModelRef};
+use mintage_engine::{CpuEngine, EncoderEngine};
+use mintage_hub::{Hub, ModelRef, ResolvedModel};
 use mintage_ledger::DirectoryStore;
-use mintage_model::{Engine, GrammarCompiler, GrammarLimits};
-use mintage_server::{Access, Billing, Limits, ServedModel, Server, ServerConfig, UpstreamConfig};
+use mintage_model::{Engine, EngineInfo, GrammarCompiler, GrammarLimits};
+use mintage_server::{
+    Access, Billing, Limits, Models, ServedModel, Server, ServerConfig, UpstreamConfig, VectorModel,
+};
 
 use crate::command::up::ServingArgs;
-use crate::config::{ModelSettings, Settings};
+use crate::config::{EngineSettings, ModelSettings, Settings};
 use crate::keys_folder::{self, BOOTSTRAP_VARIABLE, FirstKey, now_unix};
 use crate::ledger_folder;
 use crate::load;
+use crate::load_vectors;
 use crate::models::DEFAULT_MODEL;
 use crate::output;
 use crate::pull_progress::PullProgress;
@@ -52,17 +55,21 @@ pub(crate) enum Greeting {
 }
 
 /// Models that are served, and the engines behind them.
+#[derive(Default)]
 struct Fleet {
-    served: Vec<ServedModel>,
+    served: Models,
+    /// In the order of the settings.
+    names: Vec<String>,
     engines: Vec<Arc<CpuEngine>>,
+    encoders: Vec<Arc<EncoderEngine>>,
     /// Other services.
     upstreams: Vec<UpstreamConfig>,
 }
 
 impl Fleet {
     /// What clients can ask for.
-    fn names(&self, settings: &Settings) -> Vec<String> {
-        let models = self.served.iter().map(|model| model.name.clone());
+    fn all_names(&self, settings: &Settings) -> Vec<String> {
+        let models = self.names.iter().cloned();
         let upstreams = self.upstreams.iter().map(|upstream| upstream.name.clone());
         let routes = settings.routes.iter().map(|route| route.name.clone());
         models.chain(upstreams).chain(routes).collect()
@@ -86,7 +93,7 @@ pub(crate) fn start(settings: &Settings, greeting: Greeting) -> Result<()> {
     let bootstrapped = keys_folder::import_bootstrap(&keys)?;
     ensure_free(listen)?;
     let fleet = load_models(settings)?;
-    let names = fleet.names(settings);
+    let names = fleet.all_names(settings);
     let first = match access {
         Access::Open => FirstKey::NotNeeded,
         Access::Keys(_) if bootstrapped => FirstKey::Bootstrap,
@@ -94,17 +101,21 @@ pub(crate) fn start(settings: &Settings, greeting: Greeting) -> Result<()> {
     };
     let billing = ledger_folder::billing(settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let Fleet { served, engines, upstreams } = fleet;
+    let Fleet { served, engines, encoders, upstreams, .. } = fleet;
+    let example = Example::of(&served, &names);
     let config = ServerConfig { upstreams, ..server_config(settings) };
     let outcome = runtime.block_on(async {
         let server = bind(config, served, access, billing.clone(), &keys, &first)?;
-        output::print(&greet(greeting, server.local_addr(), &names, &first))?;
+        output::print(&greet(greeting, server.local_addr(), &names, &example, &first))?;
         tracing::info!(address = %server.local_addr(), models = ?names, "serving");
         server.run(shutdown_signal()).await;
         Ok(())
     });
     for engine in &engines {
         engine.shutdown(ENGINE_DRAIN);
+    }
+    for encoder in &encoders {
+        encoder.shutdown(ENGINE_DRAIN);
     }
     // No task holds the ledger any more, so that dropping it writes what has queued up.
     drop(runtime);
@@ -115,7 +126,7 @@ pub(crate) fn start(settings: &Settings, greeting: Greeting) -> Result<()> {
 /// A key that nobody has seen must not stay: if the server does not start, it is revoked.
 fn bind(
     config: ServerConfig,
-    served: Vec<ServedModel>,
+    served: Models,
     access: Access,
     billing: Option<Billing>,
     keys: &DirectoryStore,
@@ -173,7 +184,7 @@ fn ensure_free(listen: SocketAddr) -> Result<()> {
 
 fn load_models(settings: &Settings) -> Result<Fleet> {
     let hub = Hub::open(settings.hub_config())?;
-    let default = [ModelSettings { source: DEFAULT_MODEL.to_owned(), name: None, draft: None }];
+    let default = [ModelSettings::of(DEFAULT_MODEL)];
     let needs_default = settings.models.is_empty() && settings.upstreams.is_empty();
     let wanted = if needs_default { &default[..] } else { &settings.models[..] };
     let upstreams = upstreams::configs(&settings.upstreams, &hub)?;
@@ -187,34 +198,71 @@ fn load_models(settings: &Settings) -> Result<Fleet> {
         };
         resolved.push((wanted, hub.resolve(&reference, &PullProgress::new())?, draft));
     }
-    let mut fleet = Fleet { served: Vec::new(), engines: Vec::new(), upstreams };
+    let mut fleet = Fleet { upstreams, ..Fleet::default() };
     for (wanted, model, draft) in resolved {
         let name = wanted.name.clone().unwrap_or_else(|| model.name.to_string());
-        let loaded = load::engine(&settings.engine, &model, draft.as_ref(), &name)?;
-        let context_tokens = loaded.engine.info().context_length;
-        eprintln!(
-            "{name} loaded in {:.1} s, context {context_tokens} tokens",
-            loaded.took.as_secs_f64()
-        );
+        fleet.add(&hub, &settings.engine, name, model, draft)?;
+    }
+    Ok(fleet)
+}
+
+impl Fleet {
+    /// Loads a model. What its files say decides what it can do.
+    fn add(
+        &mut self,
+        hub: &Hub,
+        settings: &EngineSettings,
+        name: String,
+        model: ResolvedModel,
+        draft: Option<ResolvedModel>,
+    ) -> Result<()> {
         let known = hub.catalogue().find(model.name.as_str()).filter(|_| model.manifest.is_some());
-        fleet.engines.push(Arc::clone(&loaded.engine));
-        fleet.served.push(ServedModel {
+        let aliases = known.map(|known| known.aliases.clone()).unwrap_or_default();
+        // Files outside of the store were not hashed, which would take longer than loading them.
+        let digest = model.manifest.as_ref().map(|m| format!("sha256:{}", m.digest()));
+        let digest: Arc<str> = digest.unwrap_or_default().into();
+        let created_unix = now_unix();
+        self.names.push(name.clone());
+        if let Some(loaded) = load_vectors::engine(settings, &model, &name)? {
+            if let Some(draft) = draft {
+                bail!(
+                    "`{}` cannot be a draft model of `{name}`, which makes vectors and guesses nothing",
+                    draft.name
+                );
+            }
+            tell_loaded(&name, loaded.took, loaded.engine.info());
+            self.encoders.push(Arc::clone(&loaded.engine));
+            self.served.vectors.push(VectorModel {
+                name,
+                aliases,
+                engine: loaded.engine,
+                text: loaded.text,
+                width: loaded.width,
+                created_unix,
+                digest,
+            });
+            return Ok(());
+        }
+        let loaded = load::engine(settings, &model, draft.as_ref(), &name)?;
+        tell_loaded(&name, loaded.took, loaded.engine.info());
+        self.engines.push(Arc::clone(&loaded.engine));
+        self.served.text.push(ServedModel {
             name,
-            aliases: known.map(|known| known.aliases.clone()).unwrap_or_default(),
+            aliases,
             engine: loaded.engine,
             grammars: GrammarCompiler::new(Arc::clone(&loaded.text), GrammarLimits::default()),
             text: loaded.text,
-            created_unix: now_unix(),
-            // Files outside of the store were not hashed, which would take longer than loading them.
-            digest: model
-                .manifest
-                .map(|m| format!("sha256:{}", m.digest()))
-                .unwrap_or_default()
-                .into(),
+            created_unix,
+            digest,
             defaults: loaded.defaults,
         });
+        Ok(())
     }
-    Ok(fleet)
+}
+
+fn tell_loaded(name: &str, took: Duration, info: &EngineInfo) {
+    let (seconds, tokens) = (took.as_secs_f64(), info.context_length);
+    eprintln!("{name} loaded in {seconds:.1} s, context {tokens} tokens");
 }
 
 /// The first signal resolves; the second ends the process.
@@ -274,8 +322,32 @@ impl Signals {
     }
 }
 
+/// What can be tried at once, and of which model.
+enum Example {
+    Chat(String),
+    Embedding(String),
+}
+
+impl Example {
+    fn of(models: &Models, names: &[String]) -> Self {
+        let name = |first: Option<&String>| first.cloned().unwrap_or_default();
+        match (models.text.first(), models.vectors.first()) {
+            (Some(model), _) => Self::Chat(model.name.clone()),
+            (None, Some(model)) => Self::Embedding(model.name.clone()),
+            // Another service answers.
+            (None, None) => Self::Chat(name(names.first())),
+        }
+    }
+}
+
 /// What is printed when requests are welcome.
-fn greet(greeting: Greeting, address: SocketAddr, models: &[String], first: &FirstKey) -> String {
+fn greet(
+    greeting: Greeting,
+    address: SocketAddr,
+    models: &[String],
+    example: &Example,
+    first: &FirstKey,
+) -> String {
     let host = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -300,11 +372,21 @@ fn greet(greeting: Greeting, address: SocketAddr, models: &[String], first: &Fir
     if greeting == Greeting::Brief {
         return lines;
     }
-    let model = models.first().map_or("", String::as_str);
+    let (path, body) = match example {
+        Example::Chat(model) => (
+            "chat/completions",
+            format!(
+                "{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Write a Python one-liner that reverses a string.\"}}]}}"
+            ),
+        ),
+        Example::Embedding(model) => (
+            "embeddings",
+            format!("{{\"model\": \"{model}\", \"input\": [\"A text.\", \"Another one.\"]}}"),
+        ),
+    };
     format!(
         "\nMintage is ready.\n\n{lines}\nTry it:\n\n  \
-         curl {url}/chat/completions -H \"Authorization: Bearer {key_in_curl}\" -H \"Content-Type: application/json\" \
-         -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Write a Python one-liner that reverses a string.\"}}]}}'\
-         \n\nCtrl-C stops the server.\n"
+         curl {url}/{path} -H \"Authorization: Bearer {key_in_curl}\" -H \"Content-Type: application/json\" \
+         -d '{body}'\n\nCtrl-C stops the server.\n"
     )
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use mintage_hub::{Hub, ModelRef, ResolvedModel};
 use mintage_kernels::KvFormat;
-use mintage_model::{GgufValue, ModelFile};
+use mintage_model::{EncoderFile, Footprint, GgufValue, ModelFile, Pooling};
 
 use crate::config::Settings;
 use crate::models;
@@ -60,6 +60,12 @@ pub(crate) fn run(settings: &Settings, args: &ShowArgs) -> Result<()> {
     if args.path {
         return Ok(output::print(&format!("{}\n", model.path.display()))?);
     }
+    if let Some(file) = models::open_encoder(&model)? {
+        if args.json {
+            return Ok(output::print(&format!("{}\n", encoder_json(&model, &file)))?);
+        }
+        return Ok(output::print(&encoder_summary(&model, &file))?);
+    }
     let file = models::open(&model)?;
     if args.json {
         return Ok(output::print(&format!("{}\n", json(args, &model, &file)))?);
@@ -84,16 +90,17 @@ fn context(args: &ShowArgs, file: &ModelFile) -> u64 {
     args.context.unwrap_or_else(|| promised.min(DEFAULT_CONTEXT_TOKENS))
 }
 
-fn summary(args: &ShowArgs, model: &ResolvedModel, file: &ModelFile) -> String {
-    let (config, footprint) = (file.config(), file.footprint());
+/// Rows that every model has.
+fn common_rows(
+    model: &ResolvedModel,
+    family: String,
+    footprint: &Footprint,
+) -> Vec<(&'static str, String)> {
     let types: Vec<String> = footprint
         .by_dtype
         .iter()
         .map(|sum| format!("{:?} {}", sum.dtype, output::bytes(sum.bytes)))
         .collect();
-    let tokens = context(args, file);
-    let kv = kv_bytes(file, tokens);
-    let weights = footprint.weight_bytes;
     let mut rows = vec![("name", model.name.to_string())];
     if let Some(manifest) = &model.manifest {
         rows.push(("from", plain(&manifest.origin, VALUE_CHARS)));
@@ -103,9 +110,58 @@ fn summary(args: &ShowArgs, model: &ResolvedModel, file: &ModelFile) -> String {
         ));
     }
     rows.push(("path", model.path.display().to_string()));
-    rows.push(("family", format!("{:?}", config.family).to_lowercase()));
+    rows.push(("family", family));
     rows.push(("parameters", output::parameters(footprint.parameters)));
-    rows.push(("weights", format!("{} ({})", output::bytes(weights), types.join(", "))));
+    let weights = output::bytes(footprint.weight_bytes);
+    rows.push(("weights", format!("{weights} ({})", types.join(", "))));
+    rows
+}
+
+fn lines(rows: &[(&'static str, String)]) -> String {
+    rows.iter().fold(String::new(), |text, (name, value)| format!("{text}{name:16} {value}\n"))
+}
+
+fn encoder_summary(model: &ResolvedModel, file: &EncoderFile) -> String {
+    let config = file.config();
+    let mut rows = common_rows(model, "bert".to_owned(), &file.footprint());
+    let pooling = match config.pooling {
+        Pooling::Mean => "the mean of the tokens' states",
+        Pooling::First => "the first token's state",
+        Pooling::Last => "the last token's state",
+    };
+    rows.push(("embeddings", format!("{} numbers, {pooling}", config.hidden_size)));
+    rows.push(("longest text", format!("{} tokens with its marks", config.max_tokens)));
+    rows.push(("layers", format!("{} of width {}", config.num_layers, config.hidden_size)));
+    rows.push(("attention heads", config.num_heads.to_string()));
+    rows.push(("feed-forward", format!("width {}", config.intermediate_size)));
+    rows.push(("vocabulary", format!("{} tokens", config.vocab_size)));
+    lines(&rows)
+}
+
+fn encoder_json(model: &ResolvedModel, file: &EncoderFile) -> serde_json::Value {
+    let (config, footprint) = (file.config(), file.footprint());
+    serde_json::json!({
+        "name": model.name,
+        "path": model.path,
+        "origin": model.manifest.as_ref().map(|manifest| &manifest.origin),
+        "licence": model.manifest.as_ref().and_then(|manifest| manifest.licence.as_ref()),
+        "family": "bert",
+        "parameters": footprint.parameters,
+        "weight_bytes": footprint.weight_bytes,
+        "context_length": config.max_tokens,
+        "num_layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "vocab_size": config.vocab_size,
+        "embedding_length": config.hidden_size,
+    })
+}
+
+fn summary(args: &ShowArgs, model: &ResolvedModel, file: &ModelFile) -> String {
+    let (config, footprint) = (file.config(), file.footprint());
+    let tokens = context(args, file);
+    let kv = kv_bytes(file, tokens);
+    let weights = footprint.weight_bytes;
+    let mut rows = common_rows(model, format!("{:?}", config.family).to_lowercase(), &footprint);
     rows.push(("context", format!("{} tokens", config.context_length)));
     rows.push(("layers", format!("{} of width {}", config.num_layers, config.hidden_size)));
     rows.push((
@@ -126,7 +182,7 @@ fn summary(args: &ShowArgs, model: &ResolvedModel, file: &ModelFile) -> String {
             output::bytes(kv)
         ),
     ));
-    rows.iter().fold(String::new(), |text, (name, value)| format!("{text}{name:16} {value}\n"))
+    lines(&rows)
 }
 
 fn json(args: &ShowArgs, model: &ResolvedModel, file: &ModelFile) -> serde_json::Value {

@@ -12,6 +12,7 @@ const EXAMPLES: &str = "\
 Examples:
   mintage up
   mintage up --model qwen2.5-coder:1.5b --model ./my.gguf
+  mintage up --embedding-model all-minilm                            chats and embeddings
   mintage up --listen 0.0.0.0:8080 --data-dir /var/lib/mintage       in a container
 
 The first start fetches the model (about 470 MiB for the default one), verifies its SHA-256 and makes an API key,
@@ -40,6 +41,14 @@ pub(crate) struct ServingArgs {
         help = "Serve this model: a name, a file or folder, or hf:OWNER/REPO[:FILE][@REV]; repeatable"
     )]
     models: Vec<String>,
+    /// Serve this model beside them, for embeddings or reranking; repeatable
+    #[arg(
+        long = "embedding-model",
+        value_name = "NAME|FILE",
+        env = "MINTAGE_EMBEDDING_MODELS",
+        value_delimiter = ','
+    )]
+    embedding_models: Vec<String>,
     /// Let this smaller model of the same vocabulary guess tokens for the first model
     #[arg(long, value_name = "NAME|FILE", env = "MINTAGE_DRAFT")]
     draft: Option<String>,
@@ -71,14 +80,17 @@ impl ServingArgs {
             settings.server.listen = listen;
         }
         if !self.models.is_empty() {
-            let model =
-                |source: &String| ModelSettings { source: source.clone(), name: None, draft: None };
-            settings.models = self.models.iter().map(model).collect();
+            settings.models = self.models.iter().map(ModelSettings::of).collect();
+        }
+        if !self.embedding_models.is_empty() {
+            if settings.models.is_empty() {
+                settings.models.push(ModelSettings::of(crate::models::DEFAULT_MODEL));
+            }
+            settings.models.extend(self.embedding_models.iter().map(ModelSettings::of));
         }
         if let Some(draft) = &self.draft {
             if settings.models.is_empty() {
-                let source = crate::models::DEFAULT_MODEL.to_owned();
-                settings.models.push(ModelSettings { source, name: None, draft: None });
+                settings.models.push(ModelSettings::of(crate::models::DEFAULT_MODEL));
             }
             // One draft model serves the model it fits; with several models the settings file says whose it is.
             if let Some(first) = settings.models.first_mut() {

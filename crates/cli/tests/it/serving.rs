@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -158,4 +159,61 @@ fn a_bad_bootstrap_key_is_refused() {
     let output = home.mintage(&["up"]).env("MINTAGE_BOOTSTRAP_KEY", "short").output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(err.contains("MINTAGE_BOOTSTRAP_KEY cannot be used"), "{err}");
+}
+
+/// A real encoder, tiny and random, whose vectors `transformers` made too.
+#[test]
+fn an_encoder_embeds_beside_nobody_and_shows_what_it_is() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/goldens/bert");
+    let model = golden.display().to_string();
+    let home = Home::new();
+    let (status, shown, err) = home.run(&["show", &model]);
+    assert_eq!(status, 0, "{err}");
+    for expected in ["family           bert", "40 numbers, the mean", "48 tokens with its marks"] {
+        assert!(shown.contains(expected), "`{expected}` is not in\n{shown}");
+    }
+    let (_, shown, _) = home.run(&["show", &model, "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&shown).unwrap()["embedding_length"], 40);
+    // It guesses nothing, and has nobody guess.
+    let draft = home.run(&["up", "--listen", "127.0.0.1:0", "--model", &model, "--draft", &model]);
+    assert!(draft.0 != 0 && draft.2.contains("makes vectors and guesses nothing"), "{}", draft.2);
+
+    let arguments =
+        ["serve", "--listen", "127.0.0.1:0", "--embedding-model", &model, "--model", &model];
+    let twice = home.run(&arguments);
+    assert!(
+        twice.0 != 0 && twice.2.contains("two models answer to the name `bert`"),
+        "{}",
+        twice.2
+    );
+    let running =
+        Running::start(&home, &["up", "--listen", "127.0.0.1:0", "--model", &model], None);
+    let key = running.key.split(' ').next().unwrap().to_owned();
+    let sequences = std::fs::read_to_string(golden.join("sequences.json")).unwrap();
+    let mut sequences: Vec<Vec<u32>> = serde_json::from_str(&sequences).unwrap();
+    // There are places for 64 tokens, but it was made for 48.
+    let longest = sequences.pop().unwrap();
+    let (status, answer) =
+        running.request("POST /v1/embeddings", &key, &json!({"model": "bert", "input": longest}));
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(status == 400 && message.contains("takes at most 48"), "{answer}");
+    let body = json!({"model": "bert", "input": sequences});
+    let (status, answer) = running.request("POST /v1/embeddings", &key, &body);
+    assert_eq!(status, 200, "{answer}");
+    let bytes = std::fs::read(golden.join("mean.f32")).unwrap();
+    let expected: Vec<f64> = bytes
+        .chunks_exact(4)
+        .map(|four| f64::from(f32::from_le_bytes(four.try_into().unwrap())))
+        .collect();
+    let data = answer["data"].as_array().unwrap();
+    assert_eq!((data.len() + 1) * 40, expected.len());
+    for (entry, expected) in data.iter().zip(expected.chunks(40)) {
+        let found = entry["embedding"].as_array().unwrap().iter().map(|n| n.as_f64().unwrap());
+        let cosine: f64 = found.zip(expected).map(|(a, b)| a * b).sum();
+        assert!(cosine > 0.9999, "{cosine}");
+    }
+    let chat = json!({"model": "bert", "messages": [{"role": "user", "content": "Hi"}]});
+    let (status, answer) = running.request("POST /v1/chat/completions", &key, &chat);
+    assert_eq!((status, &answer["error"]["code"]), (400, &json!("unsupported_model")));
+    assert!(running.stop().success());
 }

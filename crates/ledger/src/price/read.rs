@@ -385,7 +385,13 @@ fn read_classes(reader: &Reader<'_>, digits: u32) -> PerClass<u64> {
                     "{share} of the input price is no whole 10⁻¹² of the currency unit for a token"
                 )
             })?;
-            u64::try_from(pico).map_err(|_| format!("{share} of the input price is too large"))
+            // As dear as a price that is written out may be: the list must read again as it is kept.
+            let too_large =
+                || format!("{share} of the input price is beyond the dearest price that is taken");
+            if pico > MAX_PICO_PER_TOKEN {
+                return Err(too_large());
+            }
+            u64::try_from(pico).map_err(|_| too_large())
         });
         price.unwrap_or(input)
     };

@@ -103,6 +103,10 @@ impl EncoderFile {
         self.can_shorten
     }
 
+    pub(crate) fn stored(&self) -> &[StoredTensor] {
+        &self.tensors
+    }
+
     /// The weights, borrowed from the mapped file.
     ///
     /// # Errors

@@ -12,7 +12,8 @@ use serde_json::value::RawValue;
 use crate::storage::BatchError;
 
 /// What lines may ask for.
-pub(crate) const ENDPOINTS: &[&str] = &["/v1/chat/completions", "/v1/completions", "/v1/responses"];
+pub(crate) const ENDPOINTS: &[&str] =
+    &["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"];
 const MAX_CUSTOM_ID_CHARS: usize = 512;
 /// Mistakes that are told of one file.
 const MAX_ERRORS: usize = 100;

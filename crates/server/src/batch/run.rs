@@ -141,7 +141,7 @@ impl Runner {
 
     /// Takes up new batches, notices those that were cancelled, removes old files.
     async fn look(&mut self) -> Result<(), StorageError> {
-        let loads = self.app.models.all().iter().map(|model| model.engine.load());
+        let loads = self.app.models.engines().map(|engine| engine.load());
         self.pace.observe(loads, self.was_alone);
         self.was_alone = true;
         if self.swept.elapsed() >= SWEEP_INTERVAL {

@@ -1,4 +1,5 @@
-//! DashScope's dialect (Alibaba Model Studio): native text generation, tokenizer and models under `/api/v1`.
+//! DashScope's dialect (Alibaba Model Studio): native text generation, embeddings, rerank, tokenizer and models under
+//! `/api/v1`.
 //!
 //! Its OpenAI-compatible prefixes are the OpenAI dialect under another path, and are not here.
 //!
@@ -19,9 +20,11 @@ mod messages;
 mod models;
 mod parameters;
 mod request;
+mod vectors;
 mod wire;
 mod writer;
 
 pub(crate) use errors::layer as errors_layer;
 pub(crate) use handlers::{generation, multimodal_generation, tokenizer};
 pub(crate) use models::list_models;
+pub(crate) use vectors::{text_embedding, text_rerank};

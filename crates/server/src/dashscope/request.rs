@@ -116,7 +116,7 @@ fn take_body(body: &[u8]) -> Result<(String, Input, Fields), ApiError> {
     Ok((model, input, parameters))
 }
 
-fn take_model(fields: &mut Fields) -> Result<String, ApiError> {
+pub(super) fn take_model(fields: &mut Fields) -> Result<String, ApiError> {
     match fields.required("model")? {
         Value::String(name) => Ok(name),
         other => Err(wrong_type("model", "a string", &other)),

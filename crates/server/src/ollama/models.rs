@@ -14,7 +14,7 @@ use crate::error::{self, ApiError};
 use crate::fields::Fields;
 use crate::job::{Incoming, find_model};
 use crate::ollama::options::take_model;
-use crate::served::{Listed, ServedModel};
+use crate::served::{Ability, Listed, ServedModel, VectorModel};
 
 fn describe(model: &Listed) -> Value {
     json!({
@@ -51,6 +51,9 @@ pub(crate) async fn show(
     let mut fields = Fields::parse(&incoming.body)?;
     let name = take_model(&mut fields)?;
     fields.ignore_rest();
+    if let Some(model) = app.models.vectors(&name) {
+        return Ok(error::json(show_vectors(model)));
+    }
     let model = find_model(&app.models, &name)?;
     let template = model.text.template().map_or("", |template| template.source());
     let mut capabilities = vec!["completion"];
@@ -74,6 +77,29 @@ pub(crate) async fn show(
         "capabilities": capabilities,
         "modified_at": utc_text(model.created_unix.saturating_mul(1000)),
     })))
+}
+
+/// A model that makes vectors: it has no template and nothing to set.
+fn show_vectors(model: &VectorModel) -> Value {
+    let info = model.engine.info();
+    let ability = match model.ability() {
+        Ability::Text | Ability::Embed => "embedding",
+        // Ollama has no such models, and no word for it.
+        Ability::Rerank => "rerank",
+    };
+    json!({
+        "modelfile": format!("FROM {}\n", model.name),
+        "parameters": "",
+        "template": "",
+        "details": {},
+        "model_info": {
+            "general.name": model.name,
+            "general.context_length": info.context_length,
+            "general.vocab_size": info.vocab_size,
+        },
+        "capabilities": [ability],
+        "modified_at": utc_text(model.created_unix.saturating_mul(1000)),
+    })
 }
 
 /// The publisher's recommendations, one a line.

@@ -307,7 +307,7 @@ mod tests {
         }
         check(
             json!({"endpoint": "/v1/models"}),
-            "`endpoint` must be one of /v1/chat/completions, /v1/completions, /v1/responses, not `/v1/models`.",
+            "`endpoint` must be one of /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, not `/v1/models`.",
         );
         check(json!({"input_file_id": 3}), "`input_file_id` must be a string, not an integer.");
         check(json!({"extra": 3}), "Unknown parameter: `extra`.");

@@ -40,7 +40,7 @@ impl CompletionRequest {
     pub(super) fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
         let model = take_model(&mut fields)?;
-        let prompts = prompts(fields.required("prompt")?)?;
+        let prompts = take_prompts(&mut fields, "prompt")?;
         let (options, shape) = take_options(&mut fields, limits)?;
         let choices = prompts.len().saturating_mul(options.n as usize);
         if choices > limits.max_choices {
@@ -84,28 +84,28 @@ fn refuse_unsupported(fields: &mut Fields, request: &CompletionRequest) -> Resul
 }
 
 /// A text, several, tokens, or several lists of tokens.
-fn prompts(value: Value) -> Result<Vec<Prompt>, ApiError> {
-    let values = match value {
+pub(super) fn take_prompts(fields: &mut Fields, field: &str) -> Result<Vec<Prompt>, ApiError> {
+    let values = match fields.required(field)? {
         Value::String(text) => return Ok(vec![Prompt::Text(text)]),
         Value::Array(values) if values.is_empty() => {
-            let message = "`prompt` must hold at least one prompt or token, not 0.";
-            return Err(ApiError::field("prompt", "invalid_value", message));
+            let message = format!("`{field}` must hold at least one prompt or token, not 0.");
+            return Err(ApiError::field(field, "invalid_value", message));
         }
         Value::Array(values) => values,
-        other => return Err(wrong_type("prompt", "a string or an array", &other)),
+        other => return Err(wrong_type(field, "a string or an array", &other)),
     };
     if values.first().is_some_and(Value::is_number) {
-        return Ok(vec![Prompt::Tokens(tokens("prompt", &values)?)]);
+        return Ok(vec![Prompt::Tokens(tokens(field, &values)?)]);
     }
-    values.into_iter().enumerate().map(|(i, value)| prompt(i, value)).collect()
+    let one = |(index, value)| prompt(&format!("{field}[{index}]"), value);
+    values.into_iter().enumerate().map(one).collect()
 }
 
-fn prompt(index: usize, value: Value) -> Result<Prompt, ApiError> {
-    let name = format!("prompt[{index}]");
+fn prompt(name: &str, value: Value) -> Result<Prompt, ApiError> {
     match value {
         Value::String(text) => Ok(Prompt::Text(text)),
-        Value::Array(ids) => Ok(Prompt::Tokens(tokens(&name, &ids)?)),
-        other => Err(wrong_type(&name, "a string or an array of token ids", &other)),
+        Value::Array(ids) => Ok(Prompt::Tokens(tokens(name, &ids)?)),
+        other => Err(wrong_type(name, "a string or an array of token ids", &other)),
     }
 }
 

@@ -15,6 +15,7 @@ mod chat;
 mod chat_request;
 mod completion_request;
 mod completions;
+mod embeddings;
 mod files;
 mod generation;
 mod messages;
@@ -22,6 +23,7 @@ mod models;
 mod options;
 mod paging;
 mod qwen;
+mod rerank;
 mod responses;
 mod stored;
 mod tokens;
@@ -36,9 +38,11 @@ const DONE: &str = "[DONE]";
 pub(crate) use batches::{cancel_batch, create_batch, get_batch, list_batches};
 pub(crate) use chat::chat;
 pub(crate) use completions::completions;
+pub(crate) use embeddings::embeddings;
 pub(crate) use files::{create_file, delete_file, file_content, get_file, list_files};
 pub(crate) use generation::generation;
 pub(crate) use models::{get_model, list_models};
+pub(crate) use rerank::{rerank, rerank_v2};
 pub(crate) use responses::{
     Background, cancel_response, count_input, create_response, delete_response, get_response,
     list_input_items, recover,

@@ -134,7 +134,7 @@ fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<(bool, bool,
 }
 
 /// `usage: {"include": true}`, as OpenRouter has it: usage with its cost, in streams too.
-fn take_usage(fields: &mut Fields) -> Result<bool, ApiError> {
+pub(super) fn take_usage(fields: &mut Fields) -> Result<bool, ApiError> {
     let Some(value) = fields.take("usage", Null::Absent) else { return Ok(false) };
     let mut options = Fields::object(value, "usage")?;
     let include = options.bool("include", Null::Refused)?.unwrap_or(false);

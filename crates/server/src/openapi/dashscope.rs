@@ -44,6 +44,18 @@ pub(super) const OPERATIONS: &[Operation] = &[
         ANSWERS,
     ),
     post(
+        "/api/v1/services/embeddings/text-embedding/text-embedding",
+        "Makes vectors of texts, as DashScope does.",
+        text_embedding,
+        &[content(JSON, || reference("DashScopeEmbeddings"))],
+    ),
+    post(
+        "/api/v1/services/rerank/text-rerank/text-rerank",
+        "Scores documents for a query, best first, as DashScope does.",
+        text_rerank,
+        &[content(JSON, || reference("DashScopeRanked"))],
+    ),
+    post(
         "/api/v1/tokenizer",
         "Tells the tokens of a prompt or of a chat.",
         generation,
@@ -86,6 +98,78 @@ fn generation() -> Value {
             "resources": {"type": ["object", "null"]},
         }),
     )
+}
+
+/// A body with this input and these parameters.
+fn body(input: Value, parameters: Value) -> Value {
+    let mut parameters = closed(&[], parameters);
+    parameters["type"] = json!(["object", "null"]);
+    closed(
+        &["model", "input"],
+        json!({
+            "model": text(),
+            "input": input,
+            "parameters": parameters,
+            "resources": {"type": ["object", "null"]},
+        }),
+    )
+}
+
+fn text_embedding() -> Value {
+    let words = || json!({"type": "string", "minLength": 1});
+    let texts = json!({"type": "array", "items": words(), "minItems": 1, "maxItems": 2048});
+    body(
+        closed(&["texts"], json!({"texts": {"anyOf": [words(), texts]}})),
+        json!({
+            "text_type": {"enum": ["query", "document", null]},
+            "dimension": {"type": ["integer", "null"], "minimum": 1},
+            "output_type": {"enum": ["dense", null]},
+            "instruct": {"type": ["string", "null"], "maxLength": 4096},
+        }),
+    )
+}
+
+fn text_rerank() -> Value {
+    let words = || json!({"type": "string", "minLength": 1});
+    let either =
+        |words: Value| json!({"anyOf": [words.clone(), object(&["text"], json!({"text": words}))]});
+    let documents =
+        json!({"type": "array", "items": either(text()), "minItems": 1, "maxItems": 2048});
+    body(
+        closed(&["query", "documents"], json!({"query": either(words()), "documents": documents})),
+        json!({
+            "top_n": {"type": ["integer", "null"], "minimum": 1},
+            "return_documents": {"type": ["boolean", "null"]},
+            "instruct": {"type": ["string", "null"], "maxLength": 4096},
+        }),
+    )
+}
+
+/// Answers that are vectors, or scores.
+fn vectors() -> [(&'static str, Value); 2] {
+    let answer = |output: Value| {
+        let usage =
+            object(&["total_tokens"], json!({"input_tokens": count(), "total_tokens": count()}));
+        object(
+            &["output", "usage", "request_id"],
+            json!({"output": output, "usage": usage, "request_id": text()}),
+        )
+    };
+    let embedding = object(
+        &["text_index", "embedding"],
+        json!({"text_index": count(), "embedding": list(json!({"type": "number"}))}),
+    );
+    let score = object(
+        &["index", "relevance_score"],
+        json!({
+            "index": count(),
+            "relevance_score": {"type": "number"},
+            "document": object(&["text"], json!({"text": text()})),
+        }),
+    );
+    let embeddings = object(&["embeddings"], json!({"embeddings": list(embedding)}));
+    let results = object(&["results"], json!({"results": list(score)}));
+    [("DashScopeEmbeddings", answer(embeddings)), ("DashScopeRanked", answer(results))]
 }
 
 pub(super) fn schemas() -> Vec<(&'static str, Value)> {
@@ -131,7 +215,10 @@ pub(super) fn schemas() -> Vec<(&'static str, Value)> {
         &["code", "message", "request_id"],
         json!({"code": text(), "message": text(), "request_id": {"type": ["string", "null"]}}),
     );
+    let [embeddings, ranked] = vectors();
     vec![
+        embeddings,
+        ranked,
         ("DashScopeAnswer", answer),
         ("DashScopeTokens", tokens),
         ("DashScopeModels", models),

@@ -47,6 +47,27 @@ pub(super) const OPERATIONS: &[Operation] = &[
         generate,
         ANSWERS,
     ),
+    post(
+        "/api/embed",
+        "Makes vectors of texts, as Ollama does.",
+        embed,
+        &[content(JSON, || {
+            let vectors = list(list(json!({"type": "number"})));
+            object(
+                &["model", "embeddings"],
+                json!({"model": text(), "embeddings": vectors, "prompt_eval_count": count()}),
+            )
+        })],
+    ),
+    post(
+        "/api/embeddings",
+        "Makes a vector of one text, as Ollama did before.",
+        || object(&["model"], json!({"model": text(), "prompt": {"type": ["string", "null"]}})),
+        &[content(JSON, || {
+            let vector = json!({"type": ["array", "null"], "items": {"type": "number"}});
+            object(&["embedding"], json!({"embedding": vector}))
+        })],
+    ),
     get("/api/tags", "Lists the models that are served.", MODELS),
     get("/api/ps", "Lists the models that are loaded: all that are served.", MODELS),
     post(
@@ -77,6 +98,15 @@ fn chat() -> Value {
         object(&["role"], json!({"role": text(), "content": {"type": ["string", "null"]}}));
     let own = json!({"messages": {"type": ["array", "null"], "items": message}});
     object(&["model"], joined(shared(), own))
+}
+
+fn embed() -> Value {
+    let input = json!({"anyOf": [text(), list(text()), {"type": "null"}]});
+    let dimensions = json!({"type": ["integer", "null"], "minimum": 0});
+    object(
+        &["model"],
+        json!({"model": text(), "input": input, "truncate": flag(), "dimensions": dimensions}),
+    )
 }
 
 fn generate() -> Value {

@@ -65,6 +65,33 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
     Operation {
         also_under: COMPATIBLE,
+        ..post(
+            "/v1/embeddings",
+            "Makes vectors of texts, as OpenAI's document says.",
+            || reference("EmbeddingRequest"),
+            &[content(JSON, || reference("Embeddings"))],
+        )
+    },
+    post(
+        "/v1/rerank",
+        "Scores documents for a query, best first, as Jina does.",
+        || reference("RerankRequest"),
+        &[content(JSON, || reference("Ranked"))],
+    ),
+    post(
+        "/compatible-api/v1/reranks",
+        "The same, where Model Studio has it.",
+        || reference("RerankRequest"),
+        &[content(JSON, || reference("Ranked"))],
+    ),
+    post(
+        "/v2/rerank",
+        "The same, as Cohere does.",
+        || reference("CohereRerankRequest"),
+        &[content(JSON, || reference("CohereRanked"))],
+    ),
+    Operation {
+        also_under: COMPATIBLE,
         query: || vec![("id", true, text())],
         ..get(
             "/v1/generation",
@@ -132,6 +159,12 @@ pub(super) fn schemas() -> Vec<(&'static str, Value)> {
         ("ChatRequest", chat_request()),
         ("CompletionRequest", completion_request()),
         ("TokenizeRequest", tokenize_request()),
+        ("EmbeddingRequest", embedding_request()),
+        ("Embeddings", embeddings()),
+        ("RerankRequest", rerank_request(true)),
+        ("Ranked", ranked()),
+        ("CohereRerankRequest", rerank_request(false)),
+        ("CohereRanked", cohere_ranked()),
         ("Message", message()),
         ("Tool", tool()),
         ("ToolCall", tool_call()),
@@ -140,6 +173,98 @@ pub(super) fn schemas() -> Vec<(&'static str, Value)> {
         ("EitherError", json!({"anyOf": [reference("Error"), reference("AnthropicError")]})),
     ]);
     schemas
+}
+
+fn embedding_request() -> Value {
+    let ids = || json!({"type": "array", "items": count(), "minItems": 1});
+    let words = || json!({"type": "string", "minLength": 1});
+    let several =
+        |items: Value| json!({"type": "array", "items": items, "minItems": 1, "maxItems": 2048});
+    closed(
+        &["model", "input"],
+        json!({
+            "model": text(),
+            "input": {"anyOf": [words(), several(words()), ids(), several(ids())]},
+            "encoding_format": {"enum": ["float", "base64", null]},
+            "dimensions": {"type": ["integer", "null"], "minimum": 1},
+            "truncate_prompt_tokens": {"type": ["integer", "null"], "minimum": -1, "not": {"const": 0}},
+            "user": {"type": ["string", "null"]},
+            "safety_identifier": {"type": ["string", "null"]},
+            "usage": {"type": ["object", "null"], "additionalProperties": false, "properties": {
+                "include": {"type": "boolean"},
+            }},
+        }),
+    )
+}
+
+fn embeddings() -> Value {
+    let embedding = object(
+        &["object", "index", "embedding"],
+        json!({
+            "object": {"const": "embedding"},
+            "index": count(),
+            "embedding": {"anyOf": [list(json!({"type": "number"})), text()]},
+        }),
+    );
+    let usage = object(
+        &["prompt_tokens", "total_tokens"],
+        json!({"prompt_tokens": count(), "total_tokens": count(), "cost": {"type": "number"}}),
+    );
+    object(
+        &["object", "data", "model", "usage"],
+        json!({"object": {"const": "list"}, "data": list(embedding), "model": text(), "usage": usage, "id": text()}),
+    )
+}
+
+/// Jina's, or Cohere's.
+fn rerank_request(is_jina: bool) -> Value {
+    let document = || json!({"anyOf": [text(), object(&["text"], json!({"text": text()}))]});
+    let number = || json!({"type": ["integer", "null"], "minimum": 1});
+    let shared = json!({
+        "model": text(),
+        "query": {"anyOf": [
+            {"type": "string", "minLength": 1},
+            object(&["text"], json!({"text": {"type": "string", "minLength": 1}})),
+        ]},
+        "documents": {"type": "array", "items": document(), "minItems": 1, "maxItems": 2048},
+        "top_n": number(),
+        "max_tokens_per_doc": number(),
+        "return_documents": flag(),
+    });
+    let own = if is_jina {
+        let maybe = || json!({"type": ["string", "null"]});
+        json!({"instruct": maybe(), "user": maybe(), "truncation": flag()})
+    } else {
+        json!({"priority": {"type": ["integer", "null"], "minimum": 0, "maximum": 999}})
+    };
+    closed(&["model", "query", "documents"], joined(shared, own))
+}
+
+fn scores() -> Value {
+    list(object(
+        &["index", "relevance_score"],
+        json!({
+            "index": count(),
+            "relevance_score": {"type": "number", "minimum": -1.001, "maximum": 1.001},
+            "document": object(&["text"], json!({"text": text()})),
+        }),
+    ))
+}
+
+fn ranked() -> Value {
+    let usage = object(
+        &["prompt_tokens", "total_tokens"],
+        json!({"prompt_tokens": count(), "total_tokens": count()}),
+    );
+    object(
+        &["id", "object", "model", "results", "usage"],
+        json!({"id": text(), "object": {"const": "list"}, "model": text(), "results": scores(), "usage": usage}),
+    )
+}
+
+fn cohere_ranked() -> Value {
+    let meta = object(&["tokens"], json!({"tokens": {"type": "object"}}));
+    object(&["id", "results", "meta"], json!({"id": text(), "results": scores(), "meta": meta}))
 }
 
 /// What says how tokens are chosen and how the answer is sent.

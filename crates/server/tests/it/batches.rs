@@ -25,8 +25,12 @@ fn lines(numbers: impl Iterator<Item = usize>) -> String {
 
 impl House {
     async fn batch(&self, input: &str) -> String {
+        self.batch_to(CHAT, input).await
+    }
+
+    pub(crate) async fn batch_to(&self, endpoint: &str, input: &str) -> String {
         let file = self.upload(input).await;
-        let body = json!({"input_file_id": file, "endpoint": CHAT, "completion_window": "24h", "metadata": {"a": "b"}});
+        let body = json!({"input_file_id": file, "endpoint": endpoint, "completion_window": "24h", "metadata": {"a": "b"}});
         let reply = self.post("/v1/batches", body).await;
         assert_eq!(
             (reply.status, &reply.json()["status"]),

@@ -15,7 +15,9 @@ use mintage_model::{
     Engine, EngineInfo, GenerateRequest, GenerationDefaults, GgufVocabulary, GrammarCompiler,
     GrammarLimits, Script, ScriptedEngine, SubmitError, TextModel, Tokenizer,
 };
-use mintage_server::{Access, Billing, ServedModel, Server, ServerConfig, StorageConfig};
+use mintage_server::{
+    Access, Billing, Models, ServedModel, Server, ServerConfig, StorageConfig, VectorModel,
+};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -75,7 +77,8 @@ pub(crate) async fn start_on(
     change: impl FnOnce(&mut ServerConfig),
     respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
 ) -> House {
-    start_at(tempfile::tempdir().unwrap(), text_model(), open, change, respond).await
+    start_at(tempfile::tempdir().unwrap(), text_model(), open, change, respond, Vec::new())
+        .await
 }
 
 /// Of a model with another text side.
@@ -84,7 +87,17 @@ pub(crate) async fn start_speaking(
     respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
 ) -> House {
     let folder = tempfile::tempdir().unwrap();
-    start_at(folder, text, |folder| Ledger::open(folder).unwrap(), |_| {}, respond).await
+    start_at(folder, text, |folder| Ledger::open(folder).unwrap(), |_| {}, respond, Vec::new()).await
+}
+
+/// The same beside models that make vectors.
+pub(crate) async fn start_beside(
+    vectors: Vec<VectorModel>,
+    change: impl FnOnce(&mut ServerConfig),
+) -> House {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |folder: &Path| Ledger::open(folder).unwrap();
+    start_at(folder, text_model(), open, change, |_| Ok(says("Hi")), vectors).await
 }
 
 /// With what an earlier server left in the folder, under a new key.
@@ -93,7 +106,8 @@ pub(crate) async fn start_in(
     change: impl FnOnce(&mut ServerConfig),
     respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
 ) -> House {
-    start_at(folder, text_model(), |folder| Ledger::open(folder).unwrap(), change, respond).await
+    let open = |folder: &Path| Ledger::open(folder).unwrap();
+    start_at(folder, text_model(), open, change, respond, Vec::new()).await
 }
 
 async fn start_at(
@@ -102,6 +116,7 @@ async fn start_at(
     open: impl FnOnce(&Path) -> Ledger,
     change: impl FnOnce(&mut ServerConfig),
     respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
+    vectors: Vec<VectorModel>,
 ) -> House {
     let mut config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
     config.storage = Some(StorageConfig::in_folder(folder.path().join("files")));
@@ -138,7 +153,8 @@ async fn start_at(
         retention_days: None,
     };
     let access = Access::Keys(Arc::clone(&keys));
-    let server = Server::bind(config, vec![model], access, Some(billing)).unwrap();
+    let server =
+        Server::bind(config, Models { text: vec![model], vectors }, access, Some(billing)).unwrap();
     let address = server.local_addr();
     let (shutdown, signal) = oneshot::channel();
     let running = tokio::spawn(server.run(async {
@@ -214,18 +230,25 @@ pub(crate) fn text_model() -> TextModel {
 
 /// The same with this template, and with more tokens behind those: text, and whether it is a control token.
 pub(crate) fn text_model_with(template: &str, more: &[(&str, bool)]) -> TextModel {
+    let more: Vec<_> =
+        more.iter().map(|&(text, is_control)| (text, if is_control { 3 } else { 4 })).collect();
+    byte_model(template, &more, &[])
+}
+
+/// The same with more tokens of some types, and the merges that make them.
+pub(crate) fn byte_model(template: &str, more: &[(&str, i32)], merges: &[&str]) -> TextModel {
     let mut tokens: Vec<String> = (0..=255).map(|byte| byte_char(byte).to_string()).collect();
     tokens.extend(["<|im_start|>", "<|im_end|>", "<|endoftext|>"].map(str::to_owned));
     tokens.extend(more.iter().map(|(text, _)| (*text).to_owned()));
     let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
     let mut token_types: Vec<i32> = (0..VOCAB).map(|id| if id < 256 { 1 } else { 3 }).collect();
-    token_types.extend(more.iter().map(|(_, is_control)| if *is_control { 3 } else { 4 }));
+    token_types.extend(more.iter().map(|&(_, kind)| kind));
     let vocabulary = GgufVocabulary {
         model: "gpt2",
         pre: "qwen2",
         tokens: &tokens,
         token_types: &token_types,
-        merges: &[],
+        merges,
         bos_token_id: None,
         eos_token_id: Some(END),
         add_bos_token: Some(false),
@@ -411,7 +434,7 @@ impl House {
 fn with_model(mut body: Value) -> Value {
     let map = body.as_object_mut().unwrap();
     map.entry("model").or_insert_with(|| MODEL.into());
-    if !map.contains_key("prompt") {
+    if !map.contains_key("prompt") && !map.contains_key("input") {
         map.entry("messages")
             .or_insert_with(|| serde_json::json!([{"role": "user", "content": "Hi"}]));
     }
@@ -472,6 +495,8 @@ fn steady(body: &str) -> String {
     for begin in [
         "\"id\":\"chatcmpl-",
         "\"id\":\"cmpl-",
+        "\"id\":\"embd-",
+        "\"id\":\"rerank-",
         "\"id\":\"msg_",
         "\"request_id\":\"ds-",
         "\"request_id\":\"req_",

@@ -35,4 +35,5 @@ mod thinking;
 mod tokens;
 mod tools;
 mod upstreams;
+mod vectors;
 mod webhooks;
