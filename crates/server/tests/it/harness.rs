@@ -77,8 +77,7 @@ pub(crate) async fn start_on(
     change: impl FnOnce(&mut ServerConfig),
     respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
 ) -> House {
-    start_at(tempfile::tempdir().unwrap(), text_model(), open, change, respond, Vec::new())
-        .await
+    start_at(tempfile::tempdir().unwrap(), text_model(), open, change, respond, Vec::new()).await
 }
 
 /// Of a model with another text side.
@@ -87,7 +86,8 @@ pub(crate) async fn start_speaking(
     respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + 'static,
 ) -> House {
     let folder = tempfile::tempdir().unwrap();
-    start_at(folder, text, |folder| Ledger::open(folder).unwrap(), |_| {}, respond, Vec::new()).await
+    start_at(folder, text, |folder| Ledger::open(folder).unwrap(), |_| {}, respond, Vec::new())
+        .await
 }
 
 /// The same beside models that make vectors.

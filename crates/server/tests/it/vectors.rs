@@ -61,7 +61,8 @@ async fn start_with(
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/goldens/bert");
     let wordpiece = VectorText::of_encoder(&EncoderFile::open(&golden).unwrap()).unwrap();
     let bytes = |task| {
-        let text = byte_model(TEMPLATE, &[("ye", 1), ("yes", 1), ("no", 1)], &["y e", "ye s", "n o"]);
+        let text =
+            byte_model(TEMPLATE, &[("ye", 1), ("yes", 1), ("no", 1)], &["y e", "ye s", "n o"]);
         VectorText::of_text_model(text, task).unwrap()
     };
     let engine = |model: &str, context_length, vocab_size, respond: Box<Respond>| {
