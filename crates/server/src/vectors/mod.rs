@@ -214,13 +214,14 @@ fn submit(
             max_new_tokens: 0,
             ..base.clone()
         };
-        let stream = meter.submit(model.engine.as_ref(), index, request).map_err(|error| {
-            meter.forgive();
-            if matches!(error, SubmitError::QueueFull { .. }) {
-                app.metrics.refused("queue_full");
-            }
-            ApiError::refused(error)
-        })?;
+        let stream =
+            meter.submit(model.engine.as_ref(), index, request, None).map_err(|error| {
+                meter.forgive();
+                if matches!(error, SubmitError::QueueFull { .. }) {
+                    app.metrics.refused("queue_full");
+                }
+                ApiError::refused(error)
+            })?;
         streams.push(stream);
     }
     Ok(Running { streams, meter, standings, ending: Ending::new(app, incoming) })
