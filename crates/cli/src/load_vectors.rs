@@ -55,10 +55,10 @@ pub(crate) fn engine(
 
 /// The forward pass, its text side, and the tokens of the longest text that the model was made for: it may have places for
 /// more.
-fn encoder(
-    settings: &EngineSettings,
-    model: &ResolvedModel,
-) -> Result<Option<(Box<dyn Encode>, VectorText, usize)>> {
+type LoadedEncoder = (Box<dyn Encode>, VectorText, usize);
+
+/// `None` where the model makes no vectors.
+fn encoder(settings: &EngineSettings, model: &ResolvedModel) -> Result<Option<LoadedEncoder>> {
     let fails = || format!("`{}` ({}) cannot be loaded", model.name, model.path.display());
     if let Some(file) = models::open_encoder(model)? {
         let text = VectorText::of_encoder(&file).with_context(fails)?;

@@ -534,7 +534,7 @@ fn scribbled(grammar: &dyn Grammar, mut dice: u64) -> String {
             // Free text ends with a quotation mark or, byte for byte, with a tag.
             let wanted = closing[closed];
             let quote = TokenId::from(b'"');
-            if closed == 0 && mask.allows(quote) && said.len() % 2 == 0 {
+            if closed == 0 && mask.allows(quote) && said.len().is_multiple_of(2) {
                 token = quote;
             } else if mask.allows(wanted) {
                 token = wanted;
