@@ -45,9 +45,9 @@ pub(crate) fn requests(stream: bool, thinks: bool) -> Vec<Request> {
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "42"}]},
     ]);
     let of_openai = json!({"model": MODEL, "messages": openai, "tools": [tool()],
-        "enable_thinking": thinks, "max_tokens": 50, "stream": stream});
+        "enable_thinking": thinks, "max_tokens": 80, "stream": stream});
     let native = json!({"model": MODEL, "input": {"messages": openai}, "parameters":
-        {"tools": [tool()], "enable_thinking": thinks, "max_tokens": 50}});
+        {"tools": [tool()], "enable_thinking": thinks, "max_tokens": 80}});
     let thinking = match thinks {
         true => json!({"type": "enabled", "budget_tokens": 20}),
         false => json!({"type": "disabled"}),
@@ -60,7 +60,7 @@ pub(crate) fn requests(stream: bool, thinks: bool) -> Vec<Request> {
             "anthropic",
             "/v1/messages",
             vec![("anthropic-version", "2023-06-01")],
-            json!({"model": MODEL, "system": SYSTEM, "messages": anthropic, "max_tokens": 50,
+            json!({"model": MODEL, "system": SYSTEM, "messages": anthropic, "max_tokens": 80,
                 "tools": [{"name": "sum", "description": "Adds.", "input_schema": {"type": "object"}}],
                 "thinking": thinking, "stream": stream}),
         ),
@@ -76,7 +76,7 @@ pub(crate) fn requests(stream: bool, thinks: bool) -> Vec<Request> {
             "/api/chat",
             Vec::new(),
             json!({"model": MODEL, "messages": ollama, "tools": [tool()], "think": thinks,
-                "options": {"num_predict": 50}, "stream": stream}),
+                "options": {"num_predict": 80}, "stream": stream}),
         ),
     ]
 }
