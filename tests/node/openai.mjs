@@ -119,7 +119,9 @@ await check("responses in the background", async () => {
     response = await client.responses.retrieve(response.id);
   }
   assert.match(response.output_text, /Paris/);
-  assert.deepEqual(await client.responses.cancel(response.id), response);
+  // The client joins the texts of what it retrieves, not of what it cancels.
+  const { output_text: _, ...whole } = response;
+  assert.deepEqual(await client.responses.cancel(response.id), whole);
 });
 
 await check("completions and models", async () => {

@@ -101,6 +101,8 @@ fn message(value: Value, path: &str) -> Result<(Message, bool), ApiError> {
         None => return Err(missing(&format!("{path}.content"))),
     }
     message.name = fields.string("name", Null::Absent)?;
+    // Qwen-Agent hands back what it notes for itself,
+    fields.take("extra", Null::Absent);
     let mut partial = false;
     match role {
         Role::Assistant => {
@@ -109,7 +111,11 @@ fn message(value: Value, path: &str) -> Result<(Message, bool), ApiError> {
             message.calls = take_calls(&mut fields, path)?;
             partial = fields.bool("partial", Null::Absent)?.unwrap_or(false);
         }
-        Role::Tool => message.call_id = fields.string("tool_call_id", Null::Absent)?,
+        Role::Tool => {
+            // and names a result's call `id`.
+            let id = fields.string("id", Null::Absent)?;
+            message.call_id = fields.string("tool_call_id", Null::Absent)?.or(id);
+        }
         Role::System | Role::User => {}
     }
     fields.finish()?;
