@@ -122,6 +122,10 @@ def test_qwen_agent(root, key, model, kind):
     agent = Assistant(llm=config, function_list=["get_weather"])
     question = "Call the tool get_weather for the city Paris, then tell me the weather."
     *_, messages = agent.run([{"role": "user", "content": question}])
-    assert messages and messages[-1]["role"] == "assistant"
+    assert messages
     if called:
+        # Results go back. A small model may call until the agent's own limit: then a result is the last word.
+        assert all(arguments.get("city") == "Paris" for arguments in called), called
         assert any(message["role"] == "function" for message in messages)
+    else:
+        assert messages[-1]["role"] == "assistant"
