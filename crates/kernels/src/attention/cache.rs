@@ -3,8 +3,9 @@
 //! Knows no sequences and no reference counts: whoever owns the block tables decides which page belongs to whom. Layout,
 //! per layer, page and KV head: K dim-major (`head_dim` × [`PAGE_TOKENS`]), so that scores come out in lanes over tokens,
 //! then V token-major ([`PAGE_TOKENS`] × `head_dim`), so that sums come out in lanes over dimensions. Where the instruction
-//! set multiplies words (AVX-512 with VNNI), binary16 keys are kept as words instead: a step a token comes first
-//! ([`PAGE_TOKENS`] f32), then the words, pairs of dimensions side by side (`head_dim` / 2 × [`PAGE_TOKENS`] × 2). Memory is
+//! set multiplies words (AVX-512 with VNNI), words are kept instead of binary16: a step a token comes first, for keys and
+//! for values (2 × [`PAGE_TOKENS`] f32), then the keys' words, pairs of dimensions side by side (`head_dim` / 2 ×
+//! [`PAGE_TOKENS`] × 2), then the values', pairs of tokens side by side ([`PAGE_TOKENS`] / 2 × `head_dim` × 2). Memory is
 //! taken from the system zeroed and untouched, so a page costs nothing until it is written.
 
 use crate::aligned::Aligned;
@@ -19,8 +20,8 @@ pub const PAGE_TOKENS: usize = 32;
 pub enum KvFormat {
     /// As computed.
     F32,
-    /// Rounded to 16 bits: half the memory and half the traffic. Binary16, saturating at ±65504; keys, where the
-    /// instruction set multiplies words, to as many bits as sums of their products allow (13 and a sign for heads of 64).
+    /// Rounded to 16 bits: half the memory and half the traffic. Binary16, saturating at ±65504; where the instruction set
+    /// multiplies words, to as many bits as sums of their products allow (13 and a sign for heads of 64).
     #[default]
     F16,
 }
@@ -36,8 +37,11 @@ impl KvFormat {
     }
 }
 
-/// Elements of 16 bits that the steps of a page take.
-pub(super) const STEPS_LEN: usize = 2 * PAGE_TOKENS;
+/// Elements of 16 bits that the steps of a page take: those of the keys, then those of the values.
+pub(super) const STEPS_LEN: usize = 4 * PAGE_TOKENS;
+/// The largest word of values, and of the probabilities that weigh them: a page's sum of products fits in 31 bits.
+pub(super) const VALUE_MOST: i16 = 8191;
+const _: () = assert!((VALUE_MOST as i64).pow(2) * PAGE_TOKENS as i64 <= i32::MAX as i64);
 
 enum Layers {
     F32(Vec<Aligned<f32>>),
@@ -49,7 +53,7 @@ enum Layers {
 pub(crate) enum Block<'a> {
     F32(&'a [f32]),
     F16(&'a [u16]),
-    /// As `F16`, the keys as steps and words.
+    /// As `F16`, in steps and words.
     Words(&'a [u16]),
 }
 
@@ -64,9 +68,22 @@ impl Block<'_> {
             Self::F32(block) => block[d * PAGE_TOKENS + slot],
             Self::F16(block) => f16_to_f32(block[d * PAGE_TOKENS + slot]),
             Self::Words(block) => {
-                let step = u32::from(block[2 * slot]) | u32::from(block[2 * slot + 1]) << 16;
                 let word = block[STEPS_LEN + 2 * (d / 2 * PAGE_TOKENS + slot) + d % 2] as i16;
-                f32::from(word) * f32::from_bits(step)
+                f32::from(word) * step(block, slot)
+            }
+        }
+    }
+
+    /// Dimension `d` of the value in slot `slot`, for heads of `dim` dimensions.
+    pub(crate) fn value(&self, slot: usize, d: usize, dim: usize) -> f32 {
+        let at = (PAGE_TOKENS + slot) * dim + d;
+        match self {
+            Self::F32(block) => block[at],
+            Self::F16(block) => f16_to_f32(block[at]),
+            Self::Words(block) => {
+                let words = &block[STEPS_LEN + PAGE_TOKENS * dim..];
+                let word = words[2 * (slot / 2 * dim + d) + slot % 2] as i16;
+                f32::from(word) * step(block, PAGE_TOKENS + slot)
             }
         }
     }
@@ -89,6 +106,11 @@ impl Block<'_> {
     }
 }
 
+/// The `index`-th step of a block.
+fn step(block: &[u16], index: usize) -> f32 {
+    f32::from_bits(u32::from(block[2 * index]) | u32::from(block[2 * index + 1]) << 16)
+}
+
 /// Keys and values of all layers, in pages of [`PAGE_TOKENS`] tokens.
 pub struct KvCache {
     layers: Layers,
@@ -97,6 +119,8 @@ pub struct KvCache {
     head_dim: usize,
     /// Elements of the steps before each block's keys; none where these are no words.
     steps: usize,
+    /// Room for one head's row.
+    row: Vec<u16>,
     isa: Isa,
 }
 
@@ -143,7 +167,7 @@ impl KvCache {
             KvFormat::F32 => Layers::F32((0..layers).map(|_| Aligned::new(len)).collect()),
             KvFormat::F16 => Layers::F16((0..layers).map(|_| Aligned::new(len)).collect()),
         };
-        Self { layers, pages, kv_heads, head_dim, steps, isa }
+        Self { layers, pages, kv_heads, head_dim, steps, row: vec![0; head_dim], isa }
     }
 
     /// Bytes that one page takes over all layers, to size a cache before making it.
@@ -223,19 +247,23 @@ impl KvCache {
                 let page = layers[layer].get_mut(start, heads * len);
                 for (head, block) in page.chunks_exact_mut(len).enumerate() {
                     let range = head * dim..(head + 1) * dim;
-                    let (step_place, block) = block.split_at_mut(steps);
-                    let (keys, rows) = block.split_at_mut(PAGE_TOKENS * dim);
-                    // The value row's place serves to narrow the keys first.
-                    let row = &mut rows[slot * dim..][..dim];
-                    if let Some(place) = step_place.as_chunks_mut::<2>().0.get_mut(slot) {
-                        let step = words(self.isa, &k[range.clone()], row);
-                        *place = [step.to_bits() as u16, (step.to_bits() >> 16) as u16];
-                        scatter_pairs(row, slot, keys);
-                    } else {
-                        narrow(self.isa, &k[range.clone()], row);
+                    let (k, v, row) = (&k[range.clone()], &v[range], &mut self.row);
+                    let (step_places, block) = block.split_at_mut(steps);
+                    let (keys, values) = block.split_at_mut(PAGE_TOKENS * dim);
+                    let step_places = step_places.as_chunks_mut::<2>().0;
+                    if step_places.is_empty() {
+                        narrow(self.isa, k, row);
                         scatter(row, slot, keys);
+                        narrow(self.isa, v, &mut values[slot * dim..][..dim]);
+                        continue;
                     }
-                    narrow(self.isa, &v[range], row);
+                    step_places[slot] = halves(words(self.isa, k, word_limits(dim).1, row));
+                    scatter_pairs(row, slot, keys);
+                    step_places[PAGE_TOKENS + slot] = halves(words(self.isa, v, VALUE_MOST, row));
+                    let values = &mut values[slot / 2 * 2 * dim..][..2 * dim];
+                    for (pair, &word) in values.as_chunks_mut::<2>().0.iter_mut().zip(&*row) {
+                        pair[slot % 2] = word;
+                    }
                 }
             }
         }
@@ -273,12 +301,7 @@ impl KvCache {
         for head in 0..self.kv_heads {
             let block = self.block(layer, page, head);
             k.extend((0..dim).map(|d| block.key(slot, d)));
-            let at = |i: usize| match block {
-                Block::F32(block) => block[i],
-                Block::F16(block) => f16_to_f32(block[i]),
-                Block::Words(block) => f16_to_f32(block[STEPS_LEN + i]),
-            };
-            v.extend(v_row(slot, dim).map(at));
+            v.extend((0..dim).map(|d| block.value(slot, d, dim)));
         }
         (k, v)
     }
@@ -308,7 +331,7 @@ impl KvCache {
     }
 }
 
-/// Elements of the steps of one page and head: none where keys are not kept as words.
+/// Elements of the steps of one page and head: none where no words are kept.
 fn steps_len(isa: Isa, format: KvFormat, head_dim: usize) -> usize {
     match (isa, format) {
         #[cfg(target_arch = "x86_64")]
@@ -322,13 +345,16 @@ fn block_len(steps: usize, head_dim: usize) -> usize {
     head_dim.saturating_mul(2 * PAGE_TOKENS).saturating_add(steps)
 }
 
-/// Rounds a head's keys to words and returns their step.
-fn words(isa: Isa, keys: &[f32], to: &mut [u16]) -> f32 {
-    let most = word_limits(keys.len()).1;
+fn halves(step: f32) -> [u16; 2] {
+    [step.to_bits() as u16, (step.to_bits() >> 16) as u16]
+}
+
+/// Rounds a head's row to words of at most `most` and returns their step.
+fn words(isa: Isa, row: &[f32], most: i16, to: &mut [u16]) -> f32 {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level exists only where its features do.
-        Isa::Avx512 => unsafe { super::avx512::row_words(keys, most, to) },
+        Isa::Avx512 => unsafe { super::avx512::row_words(row, most, to) },
         // No other level keeps words.
         _ => 0.0,
     }
@@ -380,15 +406,21 @@ fn copy_blocks<T: Copy>(
         let width = if steps > 0 { 2 } else { 1 };
         let ((source_steps, source), (target_steps, target)) =
             (source.split_at(steps), target.split_at_mut(steps));
-        let copied = (2 * slots).min(steps);
-        target_steps[..copied].copy_from_slice(&source_steps[..copied]);
+        for (from, to) in source_steps
+            .chunks_exact(2 * PAGE_TOKENS)
+            .zip(target_steps.chunks_exact_mut(2 * PAGE_TOKENS))
+        {
+            to[..2 * slots].copy_from_slice(&from[..2 * slots]);
+        }
         let (k, v) = source.split_at(PAGE_TOKENS * dim);
         let (k_to, v_to) = target.split_at_mut(PAGE_TOKENS * dim);
         let columns = width * PAGE_TOKENS;
         for (k, k_to) in k.chunks_exact(columns).zip(k_to.chunks_exact_mut(columns)) {
             k_to[..width * slots].copy_from_slice(&k[..width * slots]);
         }
-        v_to[..slots * dim].copy_from_slice(&v[..slots * dim]);
+        // Tokens side by side: who shares a row with the last one may come along, nobody sees it.
+        let copied = slots.next_multiple_of(width) * dim;
+        v_to[..copied].copy_from_slice(&v[..copied]);
     }
 }
 
@@ -414,11 +446,12 @@ mod tests {
         for (page, slots) in [(3, PAGE_TOKENS), (1, 7), (4, 5)] {
             for slot in 0..slots {
                 let (k, v) = cache.read(1, page, slot);
-                assert_eq!(v, token(150 + slot, len), "{page}");
-                // Words are not exact: half a step of the largest key, which is 8.
+                // Words are not exact: half a step of the largest one, which is 8.
                 let error = if cache.steps > 0 { 8.0 / 8190.0 } else { 0.0 };
-                for (k, want) in k.iter().zip(token(100 + slot, len)) {
-                    assert!((k - want).abs() <= error, "{page}: {k} for {want}");
+                for (got, seed) in [(k, 100 + slot), (v, 150 + slot)] {
+                    for (got, want) in got.iter().zip(token(seed, len)) {
+                        assert!((got - want).abs() <= error, "{page}: {got} for {want}");
+                    }
                 }
             }
             if slots < PAGE_TOKENS {

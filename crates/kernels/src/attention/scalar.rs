@@ -1,8 +1,7 @@
 //! One page of attention in plain Rust: the reference for the SIMD versions, and the way of odd head sizes.
 
-use super::cache::{Block, PAGE_TOKENS, STEPS_LEN};
+use super::cache::PAGE_TOKENS;
 use super::tile::{Page, SUM_LANES, Tile};
-use crate::half::f16_to_f32;
 use crate::vexp::exp2;
 
 /// Adds the page to the segment's state of each pair from `page.first_pair` on.
@@ -16,20 +15,13 @@ pub(super) fn page(tile: &mut Tile, page: &Page<'_>) {
         scores(tile, pair);
         probabilities(tile, pair, tile.visible(pair, page.start));
     }
-    widen_values(&page.block, keys, tile.wide.get_mut(0, keys));
+    let dim = tile.dim;
+    for (slot, row) in tile.wide.get_mut(0, keys).chunks_exact_mut(dim).enumerate() {
+        row.iter_mut().enumerate().for_each(|(d, to)| *to = page.block.value(slot, d, dim));
+    }
     for pair in page.first_pair..tile.pairs {
         accumulate(tile, pair, tile.visible(pair, page.start));
     }
-}
-
-/// The values of a block, which come after `keys` elements of keys.
-fn widen_values(block: &Block<'_>, keys: usize, to: &mut [f32]) {
-    let (from, start) = match block {
-        Block::F32(from) => return to.copy_from_slice(&from[keys..][..keys]),
-        Block::F16(from) => (from, keys),
-        Block::Words(from) => (from, STEPS_LEN + keys),
-    };
-    to.iter_mut().zip(&from[start..][..keys]).for_each(|(to, &half)| *to = f16_to_f32(half));
 }
 
 fn scores(tile: &mut Tile, pair: usize) {

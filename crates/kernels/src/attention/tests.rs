@@ -149,6 +149,9 @@ fn levels() -> impl Iterator<Item = Isa> {
 
 /// The largest difference from the f64 result; values are in [-1.5, 1.5].
 const CEILING: f32 = 4e-6;
+/// The same where probabilities are rounded to words, half a step of 13 bits each, of a page's largest: at most 9e-5 for
+/// each token that is seen, and the random sum of as many for all of them.
+const WORDS_CEILING: f32 = 6e-4;
 
 #[test]
 fn close_to_f64() {
@@ -166,6 +169,8 @@ fn close_to_f64() {
             for isa in levels() {
                 let case = case(isa, format, heads, kv_heads, dim, &[length]);
                 let got = run(2, &case, &[(0, 0, length)]);
+                let has_words = matches!(case.cache.block(LAYER, 0, 0), cache::Block::Words(_));
+                let ceiling = if has_words { WORDS_CEILING } else { CEILING };
                 // Each diagonal of the first pages, then a sample.
                 for (position, got) in
                     got.iter().enumerate().filter(|(p, _)| *p < 40 || p % 11 == 3)
@@ -175,7 +180,7 @@ fn close_to_f64() {
                         got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                     // NaN compares false: it fails too.
                     assert!(
-                        got.iter().all(|v| v.is_finite()) && error <= CEILING,
+                        got.iter().all(|v| v.is_finite()) && error <= ceiling,
                         "{isa:?} {format:?} {heads}/{kv_heads}×{dim} at {position}: {error:e}"
                     );
                 }

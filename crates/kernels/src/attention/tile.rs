@@ -31,6 +31,10 @@ pub(super) struct Tile {
     pub(super) q_steps: Aligned<f32>,
     /// (pairs × [`PAGE_TOKENS`]): scores, then probabilities, of one page.
     pub(super) p: Aligned<f32>,
+    /// `p` times the steps of the values, as words (pairs × [`PAGE_TOKENS`]), where the instruction set takes them,
+    pub(super) p_words: Aligned<u16>,
+    /// and their steps, one a pair.
+    pub(super) p_steps: Aligned<f32>,
     /// A page's K or V widened to f32.
     pub(super) wide: Aligned<f32>,
     /// Per pair, of the segment so far: the maximum of the scores,
@@ -70,6 +74,8 @@ impl Tile {
             q_words: Aligned::new(max_pairs * dim),
             q_steps: Aligned::new(max_pairs),
             p: Aligned::new(max_pairs * PAGE_TOKENS),
+            p_words: Aligned::new(max_pairs * PAGE_TOKENS),
+            p_steps: Aligned::new(max_pairs),
             wide: Aligned::new(dim * PAGE_TOKENS),
             max: Aligned::new(max_pairs),
             sum: Aligned::new(max_pairs * SUM_LANES),

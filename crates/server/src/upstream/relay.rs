@@ -236,7 +236,7 @@ impl Task {
             Ok(place) => place,
             Err(failure) => return self.not_opened(opened, failure.into_error(&model)),
         };
-        let opening = remote.open(&self.relay.ask);
+        let opening = remote.open(&self.relay.ask, || !sender.is_closed());
         let hearing = tokio::select! {
             hearing = opening => hearing,
             () = tokio::time::sleep_until(self.deadline.into()) => {

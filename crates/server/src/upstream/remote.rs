@@ -93,8 +93,13 @@ impl RemoteModel {
         })
     }
 
-    /// Asks until an answer begins, or there is no use in asking more. Dropping the future gives up.
-    pub(super) async fn open(&self, ask: &Ask) -> Result<Hearing, Failure> {
+    /// Asks until an answer begins, or there is no use in asking more: it is not repeated for nobody. Dropping the future
+    /// gives up.
+    pub(super) async fn open(
+        &self,
+        ask: &Ask,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<Hearing, Failure> {
         let mut retries = 0;
         loop {
             let failure = match self.attempt(ask).await {
@@ -107,9 +112,12 @@ impl RemoteModel {
             let Some(pause) = retry::pause(retries, failure.retry_after, random()) else {
                 return Err(failure);
             };
-            tracing::info!(upstream = %self.config.name, why = %failure.log, "asked again");
             tokio::time::sleep(pause).await;
+            if !is_wanted() {
+                return Err(failure);
+            }
             retries += 1;
+            tracing::info!(upstream = %self.config.name, why = %failure.log, "asked again");
             self.retries.fetch_add(1, Ordering::Relaxed);
         }
     }

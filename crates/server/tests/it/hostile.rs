@@ -326,6 +326,23 @@ async fn what_may_pass_is_tried_again_and_billed_once() {
 }
 
 #[tokio::test]
+async fn nothing_is_tried_again_for_nobody() {
+    let busy = fails("503 Service Unavailable", "retry-after-ms: 400\r\n", "{}");
+    let service = hostile(vec![busy], |upstream, _| upstream.max_retries = 2).await;
+    let body = json!({"model": FAR, "messages": [{"role": "user", "content": "x"}]});
+    let mut socket = service.house.connect().await;
+    let request = service.house.request("POST", "/v1/chat/completions", &body.to_string());
+    socket.write_all(request.as_bytes()).await.unwrap();
+    while service.connections() == 0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    drop(socket);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(service.connections(), 1);
+    service.house.settled(0).await;
+}
+
+#[tokio::test]
 async fn what_is_reported_is_held_to_what_can_be() {
     // The bound of the prompt is of bytes; the answer's is what was asked for.
     for (report, expected) in [
