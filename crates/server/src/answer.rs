@@ -170,7 +170,7 @@ impl Choice {
             Event::Prefilled { prompt_logprobs, .. } => {
                 self.ready.push_back(Ok(Part::Prompt { logprobs: prompt_logprobs }));
             }
-            // Sampled before the engine saw our cancel: counted, but no part of the answer.
+            // Sampled before the engine saw our cancel: no part of the answer, and not counted.
             Event::Token(_) if self.stopped.is_some() || self.called_once => {}
             Event::Token(token) => self.token(token),
             // Of engines that `encode` asks, not this.

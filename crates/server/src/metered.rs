@@ -1,7 +1,8 @@
 //! The one place where a request's usage is taken: from `Event::Finished`, however the request ends; of a service behind
 //! a model's name, from what [`Relayed`] says.
 //!
-//! What is billed: the prompt once it was computed, and every token sampled. Nothing where a fault of ours came before
+//! What is billed: the prompt once it was computed, and every token sampled, but none behind the one that we ended the
+//! answer with (a stop string, the only call wanted): how far the engine runs on before it sees that is chance. Nothing where a fault of ours came before
 //! the first token or broke an answer that is sent as a whole; of a stream that it broke, what was sent.
 //!
 //! Invariants: each admitted request is settled exactly once, before its client sees the end of it. A reader that goes
@@ -88,7 +89,7 @@ impl Meter {
             polled: 0,
             thought: 0,
             thinking,
-            stopped_by_us: false,
+            stopped_at: None,
             last_token: None,
         };
         Ok(MeteredStream { events: Some(events), account: Some(account) })
@@ -312,8 +313,8 @@ struct Account {
     thought: u64,
     /// Where the choice stands, where the model thinks. It sees all tokens, also those that nobody reads any more.
     thinking: Option<Thinking>,
-    /// A stop string was found: the cancel that follows is a stop, not an abort.
-    stopped_by_us: bool,
+    /// Tokens counted when we ended the answer: the cancel that follows is a stop, not an abort.
+    stopped_at: Option<u64>,
     last_token: Option<Instant>,
 }
 
@@ -333,6 +334,9 @@ impl Account {
     }
 
     fn token(&mut self, token: TokenId) {
+        if self.stopped_at.is_some() {
+            return;
+        }
         let thinks = self.thinks(token);
         let record = &self.meter.record;
         {
@@ -366,7 +370,7 @@ impl Account {
             FinishReason::Stop(_) => Outcome::Stop,
             FinishReason::Length => Outcome::Length,
             // A stop string may be found in the very token that a deadline or a shutdown would have ended with.
-            _ if self.stopped_by_us => Outcome::Stop,
+            _ if self.stopped_at.is_some() => Outcome::Stop,
             FinishReason::Cancelled => Outcome::Abort,
             FinishReason::Deadline | FinishReason::Fault(_) => Outcome::Error,
         };
@@ -375,7 +379,7 @@ impl Account {
         self.meter.metrics.finished(outcome, finish.usage, finish.timings, since_arrival);
         let mut totals = record.totals();
         totals.choices += 1;
-        let is_fault = matches!(finish.reason, FinishReason::Fault(_)) && !self.stopped_by_us;
+        let is_fault = matches!(finish.reason, FinishReason::Fault(_)) && self.stopped_at.is_none();
         if let Some(cached) = self.prefilled {
             let usage = &mut totals.usage;
             // Counted anew below.
@@ -388,6 +392,7 @@ impl Account {
                 usage.output -= self.polled - self.thought;
                 usage.thinking -= self.thought;
                 let sampled = u64::from(finish.usage.output_tokens);
+                let sampled = self.stopped_at.map_or(sampled, |most| sampled.min(most));
                 let thought = match &self.thinking {
                     Some(thinking) if thinking.is_inside() => sampled,
                     Some(thinking) => u64::from(thinking.count()).min(sampled),
@@ -426,7 +431,7 @@ impl MeteredStream {
     /// The answer is complete: the engine may stop, and this counts as a stop.
     pub(crate) fn stop(&mut self) {
         if let Some(account) = &mut self.account {
-            account.stopped_by_us = true;
+            account.stopped_at.get_or_insert(account.polled);
         }
         self.cancel();
     }
@@ -506,6 +511,7 @@ impl Drop for MeteredStream {
                         Some(Event::Prefilled { cached_tokens, .. }) => {
                             account.prefilled(cached_tokens);
                         }
+                        Some(Event::Token(_)) if account.stopped_at.is_some() => {}
                         Some(Event::Token(token)) => drop(account.thinks(token.id)),
                         Some(Event::Vector(_)) => {}
                         None => break lost(),

@@ -86,8 +86,23 @@ async fn a_stop_string_cancels_the_engine() {
     assert_eq!(choice["token_ids"], json!([97, 98, 32]));
     let finish = house.finished(1).await.remove(0);
     assert!(finish.usage.output_tokens < 60, "{finish:?}");
-    assert_eq!(reply["usage"]["completion_tokens"], finish.usage.output_tokens);
+    assert_eq!(reply["usage"]["completion_tokens"], 7);
     house.metric("vllm:request_success_total{model_name=\"scripted\",engine=\"0\",finished_reason=\"stop\"} 1").await;
+}
+
+/// How far an engine runs on before it sees the cancel is chance, and costs nothing.
+#[tokio::test]
+async fn nothing_behind_a_stop_string_is_counted() {
+    let house = start(says(&format!("ab STOP {}", "x".repeat(400)))).await;
+    let body = json!({"stop": "STOP"});
+    let reply = house.chat(body).await.json();
+    assert_eq!(reply["usage"]["completion_tokens"], 7);
+    let body = json!({"stop": "STOP", "stream": true, "stream_options": {"include_usage": true}});
+    let events = house.chat(body).await.events();
+    let last: Value = serde_json::from_str(&events[events.len() - 2]).unwrap();
+    assert_eq!(last["usage"]["completion_tokens"], 7);
+    let sampled = house.finished(2).await;
+    assert!(sampled.iter().any(|finish| finish.usage.output_tokens > 7), "{sampled:?}");
 }
 
 #[tokio::test]
