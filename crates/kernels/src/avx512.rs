@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::activations::{self, ActivationBlock, LEVELS, SMALLEST_SCALE};
-use crate::layout::{STRIP_ROWS, VECTORS, field};
+use crate::layout::{LINE, STRIP_ROWS, VECTORS, field};
 use crate::matmul::Output;
 use crate::native::{BLOCK, IQ4_VALUES, ScaleKind};
 use crate::quantised::{Quantised, for_quantised};
@@ -170,14 +170,21 @@ unsafe fn direct_group<Q: Quantised, const T: usize>(
     // SAFETY: all offsets stay inside the strip and the group (see above); prefetching any address is harmless.
     unsafe {
         let codes_start = strip.as_ptr().add(codes_at);
-        for block in 0..blocks {
-            let packed = codes_start.add(block * Q::CODE_BYTES);
-            prefetch(packed.wrapping_add(PREFETCH), Q::CODE_BYTES);
-            let weights = PanelBlock {
-                codes: unpack::<Q>(packed),
-                scales: scales::<Q>(strip.as_ptr(), block),
-            };
-            block_products::<Q, 1, T>([&weights], group.add(block * T), &mut sums);
+        for scale_group in 0..blocks / Q::GROUP_BLOCKS {
+            // The scale planes lie between the code planes: all of the strip is asked for.
+            let at = scale_group * Q::GROUP_BYTES;
+            if Q::GROUP_BYTES >= LINE || at.is_multiple_of(LINE) {
+                prefetch(strip.as_ptr().wrapping_add(at + PREFETCH), Q::GROUP_BYTES);
+            }
+            let record = Record::read::<Q>(strip.as_ptr(), scale_group);
+            for sub in 0..Q::GROUP_BLOCKS {
+                let block = scale_group * Q::GROUP_BLOCKS + sub;
+                let packed = codes_start.add(block * Q::CODE_BYTES);
+                prefetch(packed.wrapping_add(PREFETCH), Q::CODE_BYTES);
+                let weights =
+                    PanelBlock { codes: unpack::<Q>(packed), scales: record.scales::<Q>(sub) };
+                block_products::<Q, 1, T>([&weights], group.add(block * T), &mut sums);
+            }
         }
         for (slot, &sum) in sums[0].iter().enumerate() {
             let at = place.out.at(place.first_activation + slot, place.first_row);
@@ -228,15 +235,20 @@ unsafe fn panel_strips<Q: Quantised, const S: usize>(
             if is_last {
                 prefetch(strip.as_ptr().wrapping_add(ahead), w.codes_at());
             }
+            // SAFETY: block `start` lies inside the strip.
+            let mut record = unsafe { Record::read::<Q>(strip.as_ptr(), start / Q::GROUP_BLOCKS) };
             for (index, unpacked) in panel.iter_mut().enumerate().take(count) {
                 prefetch(next.wrapping_add(index * Q::CODE_BYTES), Q::CODE_BYTES);
-                // SAFETY: block `start + index` lies inside the strip.
+                let block = start + index;
+                let (scale_group, sub) = (block / Q::GROUP_BLOCKS, block % Q::GROUP_BLOCKS);
+                // SAFETY: the block lies inside the strip.
                 unsafe {
-                    let packed = strip.as_ptr().add(w.codes_at() + (start + index) * Q::CODE_BYTES);
-                    unpacked.write(PanelBlock {
-                        codes: unpack::<Q>(packed),
-                        scales: scales::<Q>(strip.as_ptr(), start + index),
-                    });
+                    if index > 0 && sub == 0 {
+                        record = Record::read::<Q>(strip.as_ptr(), scale_group);
+                    }
+                    let packed = strip.as_ptr().add(w.codes_at() + block * Q::CODE_BYTES);
+                    let scales = record.scales::<Q>(sub);
+                    unpacked.write(PanelBlock { codes: unpack::<Q>(packed), scales });
                 }
             }
         }
@@ -460,61 +472,103 @@ fn iq4_table() -> __m512i {
     ))
 }
 
-/// Scales of 16 rows for one block, with the scaling of [`unpack`] taken back.
-///
-/// # Safety
-/// The instructions of [`quantised_strips`]; `strip` points to the scale plane, which covers `block`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-#[inline]
-unsafe fn scales<Q: Quantised>(strip: *const u8, block: usize) -> Scales {
-    let (record, sub) = (block / Q::GROUP_BLOCKS * Q::GROUP_BYTES, block % Q::GROUP_BLOCKS);
-    let bits = if Q::TABLE { 8 } else { Q::LOW_BITS + Q::HIGH_BITS };
-    let unit = 1.0 / (1_u32 << (8 - bits)) as f32;
-    // Makes a zero `activations::nonzero_scale`.
-    let (unit, tiny) = (_mm512_set1_ps(unit), _mm512_set1_ps(SMALLEST_SCALE * unit));
-    let zero = _mm512_setzero_ps();
-    // SAFETY: the record lies inside the scale plane (see `layout`), and so do its parts.
-    unsafe {
-        let record = strip.add(record);
-        let d = _mm512_mul_ps(_mm512_cvtph_ps(_mm256_loadu_si256(record.cast())), unit);
-        let m = if Q::HAS_MIN {
-            _mm512_cvtph_ps(_mm256_loadu_si256(record.add(32).cast()))
-        } else {
-            zero
-        };
-        let subs = record.add(if Q::HAS_MIN { 64 } else { 32 });
-        let neg_m = _mm512_sub_ps(_mm512_set1_ps(-0.0), m);
-        let signed = |index: usize, count: usize| {
-            let scale = _mm512_sub_epi32(six_bits(subs, count, index), _mm512_set1_epi32(32));
-            _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(scale), tiny)
-        };
-        let (scale, min) = match Q::KIND {
-            ScaleKind::Plain => ([_mm512_add_ps(d, tiny); 2], [zero; 2]),
-            ScaleKind::PlainMin => ([_mm512_add_ps(d, tiny); 2], [m; 2]),
-            ScaleKind::SixBitMin => {
-                let scale = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(six_bits(subs, 8, sub)), tiny);
-                let min = _mm512_mul_ps(neg_m, _mm512_cvtepi32_ps(six_bits(subs.add(96), 8, sub)));
-                ([scale; 2], [min; 2])
+/// One record of the scale plane: what the blocks of a scale group share, and their six-bit numbers as bytes.
+struct Record {
+    /// The scale, with the scaling of [`unpack`] taken back.
+    d: __m512,
+    /// The scale of minima, or the minimum.
+    m: __m512,
+    /// 16 rows of each number: scales less 32 where they are signed, then minima.
+    numbers: [__m512i; 4],
+    /// What is not turned into bytes here.
+    subs: *const u8,
+}
+
+impl Record {
+    /// # Safety
+    /// The instructions of [`quantised_strips`]; `strip` points to the scale plane, which covers the group.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn read<Q: Quantised>(strip: *const u8, scale_group: usize) -> Self {
+        let mut numbers = [_mm512_setzero_si512(); 4];
+        // SAFETY: the record lies inside the scale plane (see `layout`), and so do its parts.
+        unsafe {
+            let record = strip.add(scale_group * Q::GROUP_BYTES);
+            let d = _mm512_cvtph_ps(_mm256_loadu_si256(record.cast()));
+            let d = _mm512_mul_ps(d, _mm512_set1_ps(unit::<Q>()));
+            let m = if Q::HAS_MIN {
+                _mm512_cvtph_ps(_mm256_loadu_si256(record.add(32).cast()))
+            } else {
+                _mm512_setzero_ps()
+            };
+            let subs = record.add(if Q::HAS_MIN { 64 } else { 32 });
+            let signed = |x: __m512i| _mm512_sub_epi8(x, _mm512_set1_epi8(32));
+            match Q::KIND {
+                ScaleKind::SixBitMin => {
+                    let [scales, mins] = [subs, subs.add(96)].map(|at| six_bits::<2>(at));
+                    numbers = [scales[0], scales[1], mins[0], mins[1]];
+                }
+                ScaleKind::SixBitSigned16 => numbers = six_bits::<4>(subs).map(signed),
+                ScaleKind::SixBitSigned32 => {
+                    [numbers[0], numbers[1]] = six_bits::<2>(subs).map(signed);
+                }
+                _ => {}
             }
-            ScaleKind::SixBitSigned32 => ([signed(sub, 8); 2], [zero; 2]),
-            ScaleKind::SixBitSigned16 => {
-                ([signed(2 * sub, 16), signed(2 * sub + 1, 16)], [zero; 2])
-            }
-            ScaleKind::SignedByte => {
-                let scale = [0, 1].map(|half| {
-                    let bytes = _mm_loadu_si128(subs.add(16 * (2 * sub + half)).cast());
-                    _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), tiny)
-                });
-                (scale, [zero; 2])
-            }
-            ScaleKind::FourBitMin => {
-                let bytes = [0, 1].map(|half| {
-                    _mm512_cvtepu8_epi32(_mm_loadu_si128(subs.add(16 * (2 * sub + half)).cast()))
-                });
-                let low =
-                    bytes.map(|b| _mm512_cvtepi32_ps(_mm512_and_si512(b, _mm512_set1_epi32(15))));
-                let high = bytes.map(|b| _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(b)));
-                (low.map(|s| _mm512_fmadd_ps(d, s, tiny)), high.map(|s| _mm512_mul_ps(neg_m, s)))
+            Self { d, m, numbers, subs }
+        }
+    }
+
+    /// Scales of 16 rows for block `sub` of the group.
+    ///
+    /// # Safety
+    /// The instructions of [`quantised_strips`]; `sub` is a block of the group, whose strip is still there.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn scales<Q: Quantised>(&self, sub: usize) -> Scales {
+        // Makes a zero `activations::nonzero_scale`.
+        let tiny = _mm512_set1_ps(SMALLEST_SCALE * unit::<Q>());
+        let zero = _mm512_setzero_ps();
+        let (d, m) = (self.d, self.m);
+        // SAFETY: a group has at most 16 numbers of 16 bytes, and the record as many bytes as its kind says.
+        let (scale, min) = unsafe {
+            let number = |index: usize| {
+                let at = self.numbers.as_ptr().cast::<u8>().add(16 * index);
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128(at.cast())))
+            };
+            let byte = |half: usize| _mm_loadu_si128(self.subs.add(16 * (2 * sub + half)).cast());
+            match Q::KIND {
+                ScaleKind::Plain => ([_mm512_add_ps(d, tiny); 2], [zero; 2]),
+                ScaleKind::PlainMin => ([_mm512_add_ps(d, tiny); 2], [m; 2]),
+                ScaleKind::SixBitMin => {
+                    let neg_m = _mm512_sub_ps(_mm512_set1_ps(-0.0), m);
+                    let min = _mm512_mul_ps(neg_m, number(8 + sub));
+                    ([_mm512_fmadd_ps(d, number(sub), tiny); 2], [min; 2])
+                }
+                ScaleKind::SixBitSigned32 => {
+                    ([_mm512_fmadd_ps(d, number(sub), tiny); 2], [zero; 2])
+                }
+                ScaleKind::SixBitSigned16 => {
+                    let both = [2 * sub, 2 * sub + 1];
+                    (both.map(|index| _mm512_fmadd_ps(d, number(index), tiny)), [zero; 2])
+                }
+                ScaleKind::SignedByte => {
+                    let scale = [0, 1].map(|half| {
+                        let number = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(byte(half)));
+                        _mm512_fmadd_ps(d, number, tiny)
+                    });
+                    (scale, [zero; 2])
+                }
+                ScaleKind::FourBitMin => {
+                    let neg_m = _mm512_sub_ps(_mm512_set1_ps(-0.0), m);
+                    let bytes = [0, 1].map(|half| _mm512_cvtepu8_epi32(byte(half)));
+                    let low = bytes
+                        .map(|b| _mm512_cvtepi32_ps(_mm512_and_si512(b, _mm512_set1_epi32(15))));
+                    let high = bytes.map(|b| _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(b)));
+                    (
+                        low.map(|s| _mm512_fmadd_ps(d, s, tiny)),
+                        high.map(|s| _mm512_mul_ps(neg_m, s)),
+                    )
+                }
             }
         };
         let root = _mm512_set1_ps(LEVELS[1]);
@@ -522,23 +576,34 @@ unsafe fn scales<Q: Quantised>(strip: *const u8, block: usize) -> Scales {
     }
 }
 
-/// Six-bit number `index` of `count` for 16 rows.
+/// What takes the scaling of [`unpack`] back.
+const fn unit<Q: Quantised>() -> f32 {
+    let bits = if Q::TABLE { 8 } else { Q::LOW_BITS + Q::HIGH_BITS };
+    1.0 / (1_u32 << (8 - bits)) as f32
+}
+
+/// `4 · N` six-bit numbers of 16 rows as bytes, those of one number after those of another: nibbles first, then the upper
+/// two bits (see `layout`).
 ///
 /// # Safety
-/// The instructions of [`quantised_strips`]; `plane` points to `count · 12` bytes.
+/// The instructions of [`quantised_strips`]; `plane` points to `4 · N · 12` bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn six_bits(plane: *const u8, count: usize, index: usize) -> __m512i {
-    let half = count / 2;
-    // SAFETY: both vectors are inside the plane.
-    let vector =
-        |at: usize| unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(plane.add(16 * at).cast())) };
-    let shifted = |x: __m512i, by: usize| _mm512_srl_epi32(x, _mm_cvtsi32_si128(by as i32));
-    let low =
-        _mm512_and_si512(shifted(vector(index % half), 4 * (index / half)), _mm512_set1_epi32(15));
-    let high =
-        _mm512_and_si512(shifted(vector(half + index / 4), 2 * (index % 4)), _mm512_set1_epi32(3));
-    _mm512_or_si512(low, _mm512_slli_epi32::<4>(high))
+unsafe fn six_bits<const N: usize>(plane: *const u8) -> [__m512i; N] {
+    // Each of four numbers has its two bits elsewhere: to where they belong.
+    let turns = _mm512_set_epi32(30, 30, 30, 30, 0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4);
+    std::array::from_fn(|four| {
+        // SAFETY: `N / 2` vectors of nibbles, then 16 bytes for each four numbers.
+        let (nibbles, upper) = unsafe {
+            let nibbles = _mm512_loadu_si512(plane.add(64 * (four % (N / 2))).cast());
+            (nibbles, _mm_loadu_si128(plane.add(32 * N + 16 * four).cast()))
+        };
+        let nibbles = if four < N / 2 { nibbles } else { _mm512_srli_epi16::<4>(nibbles) };
+        let upper = _mm512_rolv_epi32(_mm512_broadcast_i32x4(upper), turns);
+        let low = _mm512_and_si512(nibbles, _mm512_set1_epi8(15));
+        // low | (upper & 0x30)
+        _mm512_ternarylogic_epi32::<0xf8>(low, upper, _mm512_set1_epi8(0x30))
+    })
 }
 
 /// A floating-point format at compile time.
