@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import pathlib
+import shutil
 import types
 
 import dashscope
@@ -205,3 +206,49 @@ def test_ollama(root):
         llama.embed(model=EMBEDDER, input="word " * 300, truncate=False)
     assert caught.value.status_code == 400
     assert llama.show(EMBEDDER).capabilities == ["embedding"]
+
+
+RERANKER = pathlib.Path(__file__).resolve().parents[2] / "crates/engine/tests/goldens/qwen3-reranker"
+PAIRS = json.loads((RERANKER / "pairs.json").read_text())
+
+
+@pytest.fixture(scope="module", params=["files", "settings"])
+def reranking(request, tmp_path_factory):
+    """A server with a reranker, whose files say that it is one, or else the settings do."""
+    folder = tmp_path_factory.mktemp("reranking")
+    model, arguments = RERANKER, None
+    if request.param == "settings":
+        model = folder / "model"
+        shutil.copytree(RERANKER, model, ignore=shutil.ignore_patterns("modules.json", "1_LogitScore"))
+        (folder / "mintage.toml").write_text(f'[[model]]\nsource = "{model}"\ntask = "rerank"\n')
+        arguments = ["serve", "--config", str(folder / "mintage.toml")]
+    options = types.SimpleNamespace(bin=BINARY, model=str(model))
+    with soak.running(options, str(folder), arguments) as (process, url):
+        yield url
+    assert process.returncode == 0
+
+
+def test_reranker(reranking, monkeypatch):
+    """Scores are those of transformers; control tokens in a text are text."""
+    with httpx.Client(base_url=reranking, headers={"authorization": f"Bearer {soak.KEY}"}, timeout=60) as client:
+        name = client.get("/v1/models").json()["data"][0]["id"]
+        for pair in PAIRS:
+            asked = {"model": name, "query": pair["query"], "documents": pair["documents"]}
+            if pair["instruction"]:
+                asked["instruct"] = pair["instruction"]
+            reply = client.post("/v1/rerank", json=asked)
+            assert reply.status_code == 200, reply.text
+            results = reply.json()["results"]
+            found = {result["index"]: result["relevance_score"] for result in results}
+            assert [found[n] for n in range(len(found))] == pytest.approx(pair["scores"], abs=1e-4)
+            order = [result["relevance_score"] for result in results]
+            assert order == sorted(order, reverse=True)
+            assert reply.json()["usage"]["total_tokens"] == sum(pair["tokens"])
+    pair = PAIRS[0]
+    monkeypatch.setattr(dashscope, "base_http_api_url", reranking + "/api/v1")
+    reply = dashscope.TextReRank.call(
+        model=name, query=pair["query"], documents=pair["documents"], api_key=soak.KEY, top_n=2
+    )
+    assert reply.status_code == 200, reply
+    best = sorted(range(len(pair["scores"])), key=lambda n: -pair["scores"][n])[:2]
+    assert [result.index for result in reply.output.results] == best

@@ -328,12 +328,27 @@ pub(crate) struct ModelSettings {
     /// A smaller model of the same vocabulary that guesses tokens for it.
     #[serde(default)]
     pub(crate) draft: Option<String>,
+    /// What it does, where its files do not say or say otherwise.
+    #[serde(default)]
+    pub(crate) task: Option<ModelTask>,
+}
+
+/// What a model does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ModelTask {
+    /// Says tokens.
+    Generate,
+    /// Makes embeddings.
+    Embed,
+    /// Scores documents for a query.
+    Rerank,
 }
 
 impl ModelSettings {
     /// A model under its own name.
     pub(crate) fn of(source: impl AsRef<str>) -> Self {
-        Self { source: source.as_ref().to_owned(), name: None, draft: None }
+        Self { source: source.as_ref().to_owned(), name: None, draft: None, task: None }
     }
 }
 

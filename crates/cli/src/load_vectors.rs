@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use mintage_engine::{
     Decoder, DecoderVectors, Encode, Encoder, EncoderEngine, EncoderEngineConfig, KvSize,
     VectorHead,
@@ -13,7 +13,7 @@ use mintage_hub::ResolvedModel;
 use mintage_kernels::PAGE_TOKENS;
 use mintage_model::{ModelFile, VectorTask, VectorText};
 
-use crate::config::EngineSettings;
+use crate::config::{EngineSettings, ModelTask};
 use crate::load;
 use crate::models;
 
@@ -29,14 +29,16 @@ pub(crate) struct LoadedVectors {
     pub(crate) took: Duration,
 }
 
-/// Loads a model that makes vectors and starts its engine under the name `name`; `None` for one that says tokens.
+/// Loads a model that makes vectors and starts its engine under the name `name`; `None` for one that says tokens. `task`
+/// stands over what the files say.
 pub(crate) fn engine(
     settings: &EngineSettings,
     model: &ResolvedModel,
     name: &str,
+    task: Option<ModelTask>,
 ) -> Result<Option<LoadedVectors>> {
     let started = Instant::now();
-    let Some((encode, text, longest)) = encoder(settings, model)? else { return Ok(None) };
+    let Some((encode, text, longest)) = encoder(settings, model, task)? else { return Ok(None) };
     let width = encode.shape().width;
     let asked = if settings.context_tokens > 0 { settings.context_tokens } else { u32::MAX };
     let longest = u32::try_from(longest).unwrap_or(u32::MAX);
@@ -58,15 +60,28 @@ pub(crate) fn engine(
 type LoadedEncoder = (Box<dyn Encode>, VectorText, usize);
 
 /// `None` where the model makes no vectors.
-fn encoder(settings: &EngineSettings, model: &ResolvedModel) -> Result<Option<LoadedEncoder>> {
+fn encoder(
+    settings: &EngineSettings,
+    model: &ResolvedModel,
+    task: Option<ModelTask>,
+) -> Result<Option<LoadedEncoder>> {
     let fails = || format!("`{}` ({}) cannot be loaded", model.name, model.path.display());
     if let Some(file) = models::open_encoder(model)? {
+        if task.is_some_and(|task| task != ModelTask::Embed) {
+            bail!("`{}` is an encoder: its `task` can only be \"embed\"", model.name);
+        }
         let text = VectorText::of_encoder(&file).with_context(fails)?;
         let encoder = Encoder::load(&file, load::threads(settings)).with_context(fails)?;
         return Ok(Some((Box::new(encoder), text, file.config().max_tokens)));
     }
     let file = models::open(model)?;
-    let Some(task) = VectorTask::of_decoder(&file).with_context(fails)? else { return Ok(None) };
+    let task = match task {
+        None => VectorTask::of_decoder(&file).with_context(fails)?,
+        Some(ModelTask::Generate) => None,
+        Some(ModelTask::Embed) => Some(VectorTask::Embed),
+        Some(ModelTask::Rerank) => Some(VectorTask::Rerank),
+    };
+    let Some(task) = task else { return Ok(None) };
     let text = VectorText::of_decoder(&file, task).with_context(fails)?;
     let head = match text.yes_no() {
         None => VectorHead::Hidden,

@@ -95,6 +95,8 @@ pub enum TextFile {
     Modules,
     /// `config_sentence_transformers.json`
     SentenceTransformers,
+    /// `1_LogitScore/config.json`, of a reranker of `sentence-transformers`: the tokens whose logits are compared
+    LogitScore,
 }
 
 impl TextFile {
@@ -109,6 +111,7 @@ impl TextFile {
             Self::GenerationConfig => "generation_config.json",
             Self::Modules => "modules.json",
             Self::SentenceTransformers => "config_sentence_transformers.json",
+            Self::LogitScore => "1_LogitScore/config.json",
         }
     }
 }
@@ -218,7 +221,13 @@ impl ModelFile {
     pub fn text_file(&self, file: TextFile) -> Result<Option<String>, ModelError> {
         match &self.container {
             Container::Folder { path: Some(folder), .. } => {
-                read_text(&folder.join(file.file_name()), MAX_TEXT_BYTES)
+                let name = file.file_name();
+                let read = |name: &str| read_text(&folder.join(name), MAX_TEXT_BYTES);
+                match read(name)? {
+                    // A store without subfolders.
+                    None if name.contains('/') => read(&name.replace('/', "_")),
+                    text => Ok(text),
+                }
             }
             _ => Ok(None),
         }

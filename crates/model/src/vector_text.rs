@@ -49,7 +49,14 @@ impl VectorTask {
                 }
             };
         }
-        Ok(file.text_file(TextFile::Modules)?.map(|_| Self::Embed))
+        let Some(modules) = file.text_file(TextFile::Modules)? else { return Ok(None) };
+        let modules: Value =
+            serde_json::from_str(&modules).map_err(|error| ModelError::json(&error))?;
+        let ranks = |module: &Value| {
+            module.get("type").and_then(Value::as_str).is_some_and(|t| t.ends_with(".LogitScore"))
+        };
+        let ranks = modules.as_array().is_some_and(|modules| modules.iter().any(ranks));
+        Ok(Some(if ranks { Self::Rerank } else { Self::Embed }))
     }
 }
 
@@ -163,7 +170,11 @@ impl VectorText {
     /// As [`VectorText::of_encoder`]; a reranker's vocabulary must have "yes" and "no" as tokens.
     pub fn of_decoder(file: &ModelFile, task: VectorTask) -> Result<Self, TextModelError> {
         let prompts = Prompts::read(file.text_file(TextFile::SentenceTransformers)?)?;
-        Self::prompted(TextModel::from_model_file(file)?, task, prompts)
+        let text = Self::prompted(TextModel::from_model_file(file)?, task, prompts)?;
+        if let (Some(yes_no), Some(score)) = (text.yes_no, file.text_file(TextFile::LogitScore)?) {
+            check_score(&score, yes_no)?;
+        }
+        Ok(text)
     }
 
     /// The same where the vocabulary is at hand and the prompts are Qwen3's own.
@@ -277,6 +288,19 @@ impl VectorText {
         ids.extend(tail);
         Some(EncodedText { ids, kept })
     }
+}
+
+/// A reranker's score is the probability of "yes" among yes and no; one that compares other tokens is refused.
+fn check_score(config: &str, (yes, no): (TokenId, TokenId)) -> Result<(), ModelError> {
+    let config: Value = serde_json::from_str(config).map_err(|error| ModelError::json(&error))?;
+    for (key, id) in [("true_token_id", yes), ("false_token_id", no)] {
+        let given = config.get(key).unwrap_or(&Value::Null);
+        if given.as_u64() != Some(u64::from(id)) {
+            let known = format!("{id}, as of Qwen3-Reranker");
+            return Err(ModelError::unsupported(key.to_owned(), given.to_string(), known));
+        }
+    }
+    Ok(())
 }
 
 /// What Qwen3's embedding models have before a query.

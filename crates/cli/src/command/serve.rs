@@ -15,7 +15,7 @@ use mintage_server::{
 };
 
 use crate::command::up::ServingArgs;
-use crate::config::{EngineSettings, ModelSettings, Settings};
+use crate::config::{EngineSettings, ModelSettings, ModelTask, Settings};
 use crate::keys_folder::{self, BOOTSTRAP_VARIABLE, FirstKey, now_unix};
 use crate::ledger_folder;
 use crate::load;
@@ -201,7 +201,7 @@ fn load_models(settings: &Settings) -> Result<Fleet> {
     let mut fleet = Fleet { upstreams, ..Fleet::default() };
     for (wanted, model, draft) in resolved {
         let name = wanted.name.clone().unwrap_or_else(|| model.name.to_string());
-        fleet.add(&hub, &settings.engine, name, model, draft)?;
+        fleet.add(&hub, &settings.engine, name, wanted.task, model, draft)?;
     }
     Ok(fleet)
 }
@@ -213,6 +213,7 @@ impl Fleet {
         hub: &Hub,
         settings: &EngineSettings,
         name: String,
+        task: Option<ModelTask>,
         model: ResolvedModel,
         draft: Option<ResolvedModel>,
     ) -> Result<()> {
@@ -223,7 +224,7 @@ impl Fleet {
         let digest: Arc<str> = digest.unwrap_or_default().into();
         let created_unix = now_unix();
         self.names.push(name.clone());
-        if let Some(loaded) = load_vectors::engine(settings, &model, &name)? {
+        if let Some(loaded) = load_vectors::engine(settings, &model, &name, task)? {
             if let Some(draft) = draft {
                 bail!(
                     "`{}` cannot be a draft model of `{name}`, which makes vectors and guesses nothing",

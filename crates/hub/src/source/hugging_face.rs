@@ -28,8 +28,8 @@ const RETRY_WAIT_MAX: Duration = Duration::from_secs(30);
 const READ_BYTES: usize = 256 * 1024;
 /// Bytes of the largest repository listing.
 const LISTING_BYTES_MAX: u64 = 16 << 20;
-/// How a text's vector is made of its tokens', in repositories of `sentence-transformers`.
-const POOLING: &str = "1_Pooling/config.json";
+/// How a text's vector is made of its tokens', or a pair's score of its logits, in repositories of `sentence-transformers`.
+const IN_FOLDERS: [&str; 2] = ["1_Pooling/config.json", "1_LogitScore/config.json"];
 /// Files of the largest model.
 const FILES_MAX: usize = 512;
 
@@ -412,7 +412,7 @@ impl Repository {
 
     /// `model.safetensors` or its shards with the small files beside them; `None` where there are none.
     fn safetensors(&self) -> Result<Option<Choice>, String> {
-        const SMALL: [&str; 10] = [
+        const SMALL: [&str; 9] = [
             "config.json",
             "generation_config.json",
             "tokenizer.json",
@@ -423,7 +423,6 @@ impl Repository {
             "modules.json",
             "sentence_bert_config.json",
             "config_sentence_transformers.json",
-            POOLING,
         ];
         let names = || self.siblings.iter().map(|s| s.rfilename.as_str());
         let weights = |name: &str| {
@@ -432,8 +431,8 @@ impl Repository {
         if !names().any(weights) || !names().any(|name| name == "config.json") {
             return Ok(None);
         }
-        let wanted: Vec<&str> =
-            names().filter(|name| weights(name) || SMALL.contains(name)).collect();
+        let small = |name: &&str| SMALL.contains(name) || IN_FOLDERS.contains(name);
+        let wanted: Vec<&str> = names().filter(|name| weights(name) || small(name)).collect();
         if wanted.len() > FILES_MAX {
             return Err(format!("it has {} files; the limit is {FILES_MAX}", wanted.len()));
         }
@@ -448,7 +447,7 @@ impl Repository {
             return Err(format!("`{path}` is not a plain path"));
         }
         // The store has no folders, and there are other `config.json`.
-        let flat = (path == POOLING).then(|| path.replace('/', "_"));
+        let flat = IN_FOLDERS.contains(&path).then(|| path.replace('/', "_"));
         let name = flat.as_deref().or_else(|| path.rsplit('/').next()).unwrap_or(path);
         let name = name.parse::<FileName>().map_err(|error| error.to_string())?;
         let large = sibling.lfs.as_ref();
@@ -541,6 +540,9 @@ mod tests {
         check(&embedding, "hf:a/b", Ok(&embedding));
         let pooling = repository(&embedding).choose(&"hf:a/b".parse().unwrap()).unwrap();
         assert_eq!(pooling.files[0].spec.name.as_str(), "1_Pooling_config.json");
+        let reranker = ["1_LogitScore/config.json", "config.json", "model.safetensors"];
+        let score = repository(&reranker).choose(&"hf:a/b".parse().unwrap()).unwrap();
+        assert_eq!(score.files[0].spec.name.as_str(), "1_LogitScore_config.json");
     }
 
     #[test]
