@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""lm-eval and guidellm, as published, against the real server: do they run unchanged, and do their token sums equal ours?
+"""lm-eval and aiperf, as published, against the real server: do they run unchanged, and do their token sums equal ours?
 
 - `lm_eval` with `local-completions` (log-likelihoods of prompts, the tokeniser asked of the server) on the small task of
   multiple choices in the folder `lm_eval`;
-- `guidellm` with streamed chats by four users: its sums of prompt and output tokens beside those of the usage records.
+- `aiperf` with streamed chats by four users: its sums of prompt and output tokens beside those of the usage records.
 
-    python -m venv tools && tools/bin/pip install guidellm 'lm_eval[api]'
+    python -m venv tools && tools/bin/pip install -r tests/python/requirements-tools.txt
     python tests/python/evaluations.py --bin target/release/mintage --model FILE.gguf --tools tools/bin --tokenizer FOLDER
 
-They want hundreds of packages, so CI does not install them. `--tokenizer` is a folder with a Hugging Face tokeniser:
-guidellm makes its prompts up with it. Exit code 0 when everything held. Needs `httpx`.
+`--tokenizer` is a folder with a Hugging Face tokeniser: aiperf makes its prompts up with it. Exit code 0 when everything
+held. Needs `httpx`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ REQUESTS = 24
 
 
 def run(command, **more):
-    environment = {**os.environ, "OPENAI_API_KEY": soak.KEY, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    environment = {**os.environ, "OPENAI_API_KEY": soak.KEY, "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=900, **more)
     if done.returncode != 0:
         sys.exit(f"{command[0]} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
@@ -54,7 +54,7 @@ def name_of(url):
 def evaluate(options, url, work):
     """The share of questions that the model answers rightly."""
     model = ",".join([f"model={name_of(url)}", f"base_url={url}/v1/completions", "tokenizer_backend=remote",
-                      "num_concurrent=4", "max_length=1024"])
+                      "num_concurrent=4", "max_length=1024", f"auth_token={soak.KEY}"])
     run([os.path.join(options.tools, "lm_eval"), "run", "--model", "local-completions", "--model_args", model, "--tasks",
          "mintage_capitals", "--include_path", os.path.join(HERE, "lm_eval"), "--output_path", work],
         cwd=os.path.join(HERE, "lm_eval"))
@@ -64,25 +64,23 @@ def evaluate(options, url, work):
 
 
 def load(options, url, work):
-    """Requests, prompt tokens and output tokens as guidellm counted them."""
-    path = os.path.join(work, "guidellm.json")
-    backend = f"kind=openai_http,target={url},model={name_of(url)},api_key={soak.KEY}"
-    run([os.path.join(options.tools, "guidellm"), "run", "--backend", backend, "--profile", "kind=concurrent,streams=4",
-         "--constraint", f"kind=max_requests,count={REQUESTS}", "--tokenizer", f"kind=huggingface_auto,model={options.tokenizer}",
-         "--data", "kind=synthetic_text,prompt_tokens=64,output_tokens=32", "--output", f"kind=json,path={path}",
-         "--disable-console-interactive"])
-    with open(path) as file:
-        requests = json.load(file)["benchmarks"][0]["requests"]
-    assert not requests.get("errored"), requests["errored"][0]["info"]["error"]
-    done = requests["successful"]
-    return len(done), sum(r["prompt_tokens"] for r in done), sum(r["output_tokens"] for r in done)
+    """Requests, prompt tokens and output tokens as aiperf was told them."""
+    run([os.path.join(options.tools, "aiperf"), "profile", "--url", url, "--model", name_of(url), "--api-key", soak.KEY,
+         "--endpoint-type", "chat", "--streaming", "--use-server-token-count", "--concurrency", "4", "--request-count",
+         str(REQUESTS), "--isl", "64", "--osl", "32", "--tokenizer", os.path.abspath(options.tokenizer), "--artifact-dir", work,
+         "--ui", "none"], cwd=work)
+    with open(os.path.join(work, "profile_export.jsonl")) as lines:
+        requests = [json.loads(line) for line in lines]
+    assert not any(request.get("error") for request in requests), requests
+    count = lambda name: sum(request["metrics"][name]["value"] for request in requests)
+    return len(requests), count("usage_prompt_tokens"), count("usage_completion_tokens")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bin", required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--tools", required=True, help="folder with the programs lm_eval and guidellm")
+    parser.add_argument("--tools", required=True, help="folder with the programs lm_eval and aiperf")
     parser.add_argument("--tokenizer", required=True)
     options = parser.parse_args()
     server = types.SimpleNamespace(bin=os.path.abspath(options.bin), model=os.path.abspath(options.model))
@@ -98,7 +96,7 @@ def main():
         with soak.running(server, folder) as (_, url):
             counted = load(options, url, work)
         ours = records(options, folder)
-        print("guidellm: {} requests, {} prompt tokens, {} output tokens".format(*counted))
+        print("aiperf: {} requests, {} prompt tokens, {} output tokens".format(*counted))
         assert counted == ours, f"the records say {ours}"
 
 

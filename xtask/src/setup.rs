@@ -30,6 +30,8 @@ pub(crate) struct Ready {
     models: PathBuf,
     postgres: PathBuf,
     dashscope_1: PathBuf,
+    /// Programs that evaluate and load other people's servers.
+    tools: PathBuf,
     /// With OpenAI's client for Node, where there is Node.
     node: Option<PathBuf>,
 }
@@ -46,6 +48,7 @@ impl Ready {
             .env("MINTAGE_TEST_PYTHON", &self.python)
             .env("MINTAGE_TEST_POSTGRES", &self.postgres)
             .env("MINTAGE_TEST_DASHSCOPE_1", &self.dashscope_1)
+            .env("MINTAGE_TEST_TOOLS", &self.tools)
     }
 }
 
@@ -53,13 +56,17 @@ impl Ready {
 pub(crate) fn run(root: &Path) -> Result<Ready> {
     system_packages(root)?;
     let target = target_folder(root)?;
-    let python = python_environment(root, &target)?;
+    let environment = |name, requirements| python_environment(root, &target, name, requirements);
+    let python = environment("python", "tests/python/requirements.txt")?.display().to_string();
+    // Apart from the clients: they want other versions of the same packages.
+    let tools = environment("tools", "tests/python/requirements-tools.txt")?;
+    let tools = tools.with_file_name("");
     let dashscope_1 = older_dashscope(root, &target, &python)?;
     let node = node_client(root, &target)?;
     let binary = release_binary(root, &target)?;
     let models = models(root, &target, &binary)?;
     let postgres = postgres_programs().context("PostgreSQL's server programs are not there")?;
-    Ok(Ready { python, binary, models, postgres, dashscope_1, node })
+    Ok(Ready { python, binary, models, postgres, dashscope_1, tools, node })
 }
 
 /// Where cargo puts what it builds.
@@ -113,24 +120,24 @@ fn postgres_programs() -> Option<PathBuf> {
         .find(|folder| folder.join("initdb").is_file() && folder.join("postgres").is_file())
 }
 
-fn python_environment(root: &Path, target: &Path) -> Result<String> {
-    let folder = target.join("ci").join("python");
-    let python = folder.join("bin").join("python").display().to_string();
+/// The Python of an environment of its own with these packages.
+fn python_environment(
+    root: &Path,
+    target: &Path,
+    name: &str,
+    requirements: &str,
+) -> Result<PathBuf> {
+    let folder = target.join("ci").join(name);
+    let path = folder.join("bin").join("python");
+    let python = path.display().to_string();
     if !Step::new(root, &python, &["--version"]).succeeds() {
         let folder = folder.display().to_string();
         Step::new(root, "python3", &["-m", "venv", folder.as_str()]).run()?;
     }
-    let requirements = [
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--disable-pip-version-check",
-        "-r",
-        "tests/python/requirements.txt",
-    ];
-    Step::new(root, &python, &requirements).run()?;
-    Ok(python)
+    let arguments =
+        ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", requirements];
+    Step::new(root, &python, &arguments).run()?;
+    Ok(path)
 }
 
 /// OpenAI's client for Node; `None` where there is no Node: its test says so and passes.
