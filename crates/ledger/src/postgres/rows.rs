@@ -187,26 +187,27 @@ pub(super) fn usage(row: &Row) -> Result<(u64, UsageRecord), PostgresError> {
 
 /// What records add up to, as [`SumsFilter::statement`](crate::store::SumsFilter) has it in spans of `span_ms`.
 pub(super) fn sums(row: &Row, span_ms: u64) -> Result<UsageSums, PostgresError> {
-    let quantity = quantity_of(unsigned(row, 5)?);
-    let currency: &str = get(row, 6)?;
+    let quantity = quantity_of(unsigned(row, 6)?);
+    let currency: &str = get(row, 7)?;
     Ok(UsageSums {
         span_start_ms: unsigned(row, 0)?.saturating_mul(span_ms),
         project: text(row, 1)?,
         key: text(row, 2)?,
         model: text(row, 3)?,
         batch: get(row, 4)?,
+        protocol: text(row, 5)?,
         quantity: quantity.ok_or_else(|| damaged("an unknown quantity"))?,
         currency: currency.parse().map_err(damaged)?,
-        records: unsigned(row, 7)?,
+        records: unsigned(row, 8)?,
         usage: TokenUsage {
-            input: unsigned(row, 8)?,
-            cached_input: unsigned(row, 9)?,
-            explicit_cached: unsigned(row, 10)?,
-            cache_created: unsigned(row, 11)?,
-            output: unsigned(row, 12)?,
-            thinking: unsigned(row, 13)?,
+            input: unsigned(row, 9)?,
+            cached_input: unsigned(row, 10)?,
+            explicit_cached: unsigned(row, 11)?,
+            cache_created: unsigned(row, 12)?,
+            output: unsigned(row, 13)?,
+            thinking: unsigned(row, 14)?,
         },
-        amount: amount_of_parts(get(row, 14)?, get(row, 15)?),
+        amount: amount_of_parts(get(row, 15)?, get(row, 16)?),
     })
 }
 

@@ -35,6 +35,8 @@ pub struct SumsFilter {
     pub by_model: bool,
     /// What came in batches by itself.
     pub by_batch: bool,
+    /// Each dialect's route by itself.
+    pub by_protocol: bool,
 }
 
 /// What the records of a span add up to.
@@ -50,6 +52,8 @@ pub struct UsageSums {
     pub model: Arc<str>,
     /// Whether they came in batches; false unless that is by itself.
     pub batch: bool,
+    /// Dialect and route; empty unless each is by itself.
+    pub protocol: Arc<str>,
     /// What is counted.
     pub quantity: Quantity,
     /// Of `amount`.
@@ -80,6 +84,7 @@ impl SumsFilter {
             (self.by_key, "key", "''"),
             (self.by_model, "model", "''"),
             (self.by_batch, "batch", "false"),
+            (self.by_protocol, "protocol", "''"),
         ];
         let columns = apart.map(|(is_apart, name, none)| if is_apart { name } else { none });
         let groups = apart.iter().filter(|(is_apart, ..)| *is_apart);
@@ -106,26 +111,27 @@ pub(crate) fn amount(parts: i64, rest: i64) -> Amount {
 
 /// As SQLite has it, `span_ms` long.
 pub(super) fn sums(row: &Row<'_>, span_ms: u64) -> rusqlite::Result<UsageSums> {
-    let currency: String = row.get(6)?;
-    let code = rows::unsigned(row, 5)?;
-    let unknown = || rusqlite::Error::IntegralValueOutOfRange(5, rows::column(code));
+    let currency: String = row.get(7)?;
+    let code = rows::unsigned(row, 6)?;
+    let unknown = || rusqlite::Error::IntegralValueOutOfRange(6, rows::column(code));
     Ok(UsageSums {
         span_start_ms: rows::unsigned(row, 0)?.saturating_mul(span_ms),
         project: row.get(1)?,
         key: row.get(2)?,
         model: row.get(3)?,
         batch: row.get(4)?,
+        protocol: row.get(5)?,
         quantity: rows::quantity_of(code).ok_or_else(unknown)?,
-        currency: currency.parse().map_err(|e| rows::conversion(6, e))?,
-        records: rows::unsigned(row, 7)?,
+        currency: currency.parse().map_err(|e| rows::conversion(7, e))?,
+        records: rows::unsigned(row, 8)?,
         usage: TokenUsage {
-            input: rows::unsigned(row, 8)?,
-            cached_input: rows::unsigned(row, 9)?,
-            explicit_cached: rows::unsigned(row, 10)?,
-            cache_created: rows::unsigned(row, 11)?,
-            output: rows::unsigned(row, 12)?,
-            thinking: rows::unsigned(row, 13)?,
+            input: rows::unsigned(row, 9)?,
+            cached_input: rows::unsigned(row, 10)?,
+            explicit_cached: rows::unsigned(row, 11)?,
+            cache_created: rows::unsigned(row, 12)?,
+            output: rows::unsigned(row, 13)?,
+            thinking: rows::unsigned(row, 14)?,
         },
-        amount: amount(row.get(14)?, row.get(15)?),
+        amount: amount(row.get(15)?, row.get(16)?),
     })
 }

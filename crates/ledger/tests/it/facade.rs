@@ -323,6 +323,7 @@ fn charge_all_kinds(ledger: &Ledger) {
         facts.payer.key = one_of(["k", "l"], 1);
         facts.model = one_of(["m", "n"], 2);
         facts.batch = id >> 3 & 1 == 1;
+        facts.protocol = one_of(["openai.chat", "openai.embeddings"], 4);
         record.outcome.end_ms = 10 * SPAN_MS + id * 7_001;
         record.usage = TokenUsage { cached_input: id % 4, ..usage(id * 3, id) };
         if id % 7 == 6 {
@@ -342,6 +343,7 @@ fn as_sums(record: &UsageRecord, filter: &SumsFilter) -> UsageSums {
         key: name(filter.by_key, &facts.payer.key),
         model: name(filter.by_model, &facts.model),
         batch: filter.by_batch && facts.batch,
+        protocol: name(filter.by_protocol, &facts.protocol),
         quantity: record.quantity,
         currency: record.currency,
         records: 1,
@@ -366,7 +368,7 @@ fn sums_are_those_of_the_records(ground: &Ground) {
         paged.extend(ledger.usage(&page).unwrap());
     }
     assert_eq!(paged, records, "in pages or at once");
-    for by in 0..16 {
+    for by in 0..32 {
         let filter = SumsFilter {
             org: org.clone(),
             from_ms,
@@ -376,12 +378,13 @@ fn sums_are_those_of_the_records(ground: &Ground) {
             by_key: by & 2 > 0,
             by_model: by & 4 > 0,
             by_batch: by & 8 > 0,
+            by_protocol: by & 16 > 0,
         };
         let mut expected: BTreeMap<String, UsageSums> = BTreeMap::new();
         let place = |sums: &UsageSums| {
-            let UsageSums { span_start_ms, project, key, model, batch, quantity, currency, .. } =
-                sums;
-            format!("{span_start_ms} {project} {key} {model} {batch} {quantity:?} {currency:?}")
+            let UsageSums { span_start_ms, project, key, model, batch, protocol, .. } = sums;
+            let what = (sums.quantity, sums.currency);
+            format!("{span_start_ms} {project} {key} {model} {batch} {protocol} {what:?}")
         };
         for (_, record) in &records {
             let one = as_sums(record, &filter);

@@ -52,6 +52,12 @@ pub(crate) struct VectorJob {
     pub(crate) protocol: &'static str,
 }
 
+/// Whether a dialect's route, as records have it, is one of these.
+pub(crate) fn is_protocol(protocol: &str) -> bool {
+    let route = protocol.split_once('.').map(|(_, route)| route);
+    matches!(route, Some("embed" | "embeddings" | "rerank"))
+}
+
 /// What a sequence came to: an embedding, or one number.
 pub(crate) type Vector = Arc<[f32]>;
 

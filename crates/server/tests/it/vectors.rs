@@ -7,6 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use mintage_ledger::TokenUsage;
+use mintage_ledger::directory::Role;
 use mintage_model::{
     EncoderFile, Engine, EngineFault, EngineInfo, GenerateRequest, Priority, Script, ScriptEnd,
     ScriptedEngine, SubmitError, VectorTask, VectorText,
@@ -15,6 +16,7 @@ use mintage_server::{ServerConfig, VectorModel};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
+use crate::admin::member_key;
 use crate::harness::{House, MODEL, TEMPLATE, VOCAB, byte_model, price, start_beside};
 use crate::openapi::{check as check_schema, document, validator};
 
@@ -205,6 +207,59 @@ async fn every_dialect_gets_the_same_vectors() {
             assert_eq!(told["request_id"], **id, "the id of the record");
         }
     }
+}
+
+/// Whatever the dialect, an organisation finds it among embeddings and not among completions.
+#[tokio::test]
+async fn usage_is_told_apart_from_that_of_chats() {
+    let Vectors { house, .. } = start().await;
+    let openai = json!({"model": BERT, "input": TWO});
+    let rerank = json!({"model": JUDGE, "query": "q", "documents": ["a"]});
+    let all = [
+        (EMBEDDINGS, openai.clone()),
+        (DASHSCOPE, json!({"model": BERT, "input": {"texts": TWO}})),
+        ("/api/embed", openai),
+        ("/api/embeddings", json!({"model": BERT, "prompt": TWO[0]})),
+        ("/v1/rerank", rerank.clone()),
+        ("/v2/rerank", rerank),
+        (DASHSCOPE_RERANK, json!({"model": JUDGE, "input": {"query": "q", "documents": ["a"]}})),
+    ];
+    let count = all.len() + 1;
+    for (path, body) in all {
+        let reply = house.post(path, body).await;
+        assert_eq!(reply.status, 200, "{path}: {}", reply.body);
+    }
+    assert_eq!(house.chat(json!({"max_tokens": 5})).await.status, 200);
+    let records = house.settled(count).await;
+    let (_, key) = member_key(&house, &house.organisation, Role::Owner);
+    let arrived = records.values().map(|record| record.facts.arrival_ms).min().unwrap() / 1000;
+    let check = async |kind: &str, models: &[&str]| {
+        let path = format!(
+            "/v1/organization/usage/{kind}?start_time={}&group_by=model",
+            arrived.saturating_sub(60)
+        );
+        let page = house.ask(&key, "GET", &path, &Value::Null).await.json();
+        let results = page["data"].as_array().unwrap().iter();
+        let results = results.flat_map(|bucket| bucket["results"].as_array().unwrap());
+        let mut told = std::collections::BTreeMap::<String, (u64, u64)>::new();
+        for result in results {
+            assert_eq!(result["object"], format!("organization.usage.{kind}.result"));
+            let sums = told.entry(result["model"].as_str().unwrap().to_owned()).or_default();
+            sums.0 += result["num_model_requests"].as_u64().unwrap();
+            sums.1 += result["input_tokens"].as_u64().unwrap();
+        }
+        let mut expected = std::collections::BTreeMap::new();
+        for record in records.values().filter(|record| models.contains(&&*record.facts.model)) {
+            let sums = expected.entry(record.facts.model.to_string()).or_insert((0, 0));
+            *sums = (sums.0 + 1, sums.1 + record.usage.prompt());
+        }
+        assert_eq!((&told, told.len()), (&expected, models.len()), "{kind}");
+        if let Some(document) = document() {
+            check_schema(&validator(&document, "UsageResponse"), &page);
+        }
+    };
+    check("embeddings", &[BERT, JUDGE]).await;
+    check("completions", &[MODEL]).await;
 }
 
 #[tokio::test]

@@ -15,6 +15,8 @@ use crate::error::{ApiError, Fault};
 
 /// Groups in one answer.
 const MAX_GROUPS: usize = 100_000;
+/// Keeps sums apart by dialect and route, which are in no answer.
+pub(super) const PROTOCOL: &str = "protocol";
 
 /// What is asked for, in seconds since 1970.
 struct Span {
@@ -183,6 +185,7 @@ pub(super) fn summed(
         by_key: apart("api_key_id", "api_key_ids"),
         by_model: apart("model", "models"),
         by_batch: by.contains(&"batch") || call.query.flag("batch").is_some(),
+        by_protocol: by.contains(&PROTOCOL),
     };
     let all = call.books()?.ledger.usage_sums(&filter).map_err(ledger_error)?;
     if all.len() > MAX_SUMS_PER_READ {

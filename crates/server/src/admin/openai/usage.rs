@@ -1,4 +1,6 @@
-//! `/v1/organization/usage/completions` and `/v1/organization/costs`.
+//! `/v1/organization/usage/completions`, `…/usage/embeddings` and `/v1/organization/costs`.
+//!
+//! Invariant: a record of tokens counts under exactly one of the two: its dialect's route tells which.
 
 use mintage_ledger::directory::Action;
 use mintage_ledger::{Quantity, UsageRecord, UsageSums};
@@ -6,14 +8,20 @@ use serde_json::{Map, Value, json};
 
 use super::super::call::{Call, Reply};
 use super::super::table::{Audience, Field, Kind, Route, may, must, route};
-use super::buckets::{Group, Origin, Sums, split_and_summed, summed};
+use super::buckets::{Group, Origin, PROTOCOL, Sums, split_and_summed, summed};
 use crate::error::ApiError;
+use crate::vectors;
 
 const START: Field = must("start_time", Kind::Integer, "Seconds since 1970, inclusive");
 const END: Field = may("end_time", Kind::Integer, "Seconds since 1970, exclusive; now by default");
 const PROJECTS: Field = may("project_ids", Kind::Texts, "Only of these projects");
 const KEYS: Field = may("api_key_ids", Kind::Texts, "Only of these keys");
 const PAGE: Field = may("page", Kind::Text, "`next_page` of the answer before");
+const WIDTH: Field = may("bucket_width", Kind::Choice(&["1m", "1h", "1d"]), "1d by default");
+const USERS: Field = may("user_ids", Kind::Texts, "Keys belong to projects here: chooses nothing");
+const MODELS: Field = may("models", Kind::Texts, "Only of these models");
+const BUCKETS: Field =
+    may("limit", Kind::Integer, "Buckets: at most 31 days, 168 hours, 1440 minutes");
 
 pub(crate) const ROUTES: &[Route] = &[
     route(
@@ -21,16 +29,16 @@ pub(crate) const ROUTES: &[Route] = &[
         "/v1/organization/usage/completions",
         Audience::Role(Action::ReadUsage),
         completions,
-        "Tokens and requests in buckets of time.",
+        "Tokens and requests in buckets of time, but those of embeddings and reranking.",
     )
     .query(&[
         START,
         END,
-        may("bucket_width", Kind::Choice(&["1m", "1h", "1d"]), "1d by default"),
+        WIDTH,
         PROJECTS,
         KEYS,
-        may("user_ids", Kind::Texts, "Keys belong to projects here: chooses nothing"),
-        may("models", Kind::Texts, "Only of these models"),
+        USERS,
+        MODELS,
         may("batch", Kind::Flag, "Only what came in batches, or only what did not"),
         may(
             "group_by",
@@ -44,7 +52,30 @@ pub(crate) const ROUTES: &[Route] = &[
             ]),
             "Kept apart by these",
         ),
-        may("limit", Kind::Integer, "Buckets: at most 31 days, 168 hours, 1440 minutes"),
+        BUCKETS,
+        PAGE,
+    ]),
+    route(
+        "GET",
+        "/v1/organization/usage/embeddings",
+        Audience::Role(Action::ReadUsage),
+        embeddings,
+        "Tokens and requests of embeddings and reranking in buckets of time.",
+    )
+    .query(&[
+        START,
+        END,
+        WIDTH,
+        PROJECTS,
+        KEYS,
+        USERS,
+        MODELS,
+        may(
+            "group_by",
+            Kind::Choices(&["project_id", "user_id", "api_key_id", "model"]),
+            "Kept apart by these",
+        ),
+        BUCKETS,
         PAGE,
     ]),
     route(
@@ -94,17 +125,36 @@ fn filled(known: &[&str], group: Group) -> Map<String, Value> {
     map
 }
 
+/// Tokens of one kind of requests, grouped by what of `groups` is asked for.
+fn tokens(
+    call: &Call<'_>,
+    groups: &[&'static str],
+    of_vectors: bool,
+    show: impl Fn(&Sums) -> Value,
+) -> Result<Reply, ApiError> {
+    let by = grouped_by(call, groups);
+    let group = |sums: &UsageSums| {
+        let is_counted =
+            sums.quantity == Quantity::Tokens && vectors::is_protocol(&sums.protocol) == of_vectors;
+        let group = by.iter().map(|name| (*name, value(name, sums.into())));
+        is_counted.then(|| group.collect())
+    };
+    let show = |group, sums: &Sums| {
+        let mut shown = show(sums);
+        if let Some(map) = shown.as_object_mut() {
+            map.extend(filled(groups, group));
+        }
+        shown
+    };
+    summed(call, false, &[&by[..], &[PROTOCOL]].concat(), group, show)
+}
+
 fn completions(call: &Call<'_>) -> Result<Reply, ApiError> {
     const GROUPS: [&str; 6] =
         ["project_id", "user_id", "api_key_id", "model", "batch", "service_tier"];
-    let by = grouped_by(call, &GROUPS);
-    let group = |sums: &UsageSums| {
-        let group = by.iter().map(|name| (*name, value(name, sums.into())));
-        (sums.quantity == Quantity::Tokens).then(|| group.collect())
-    };
-    let show = |group, sums: &Sums| {
+    tokens(call, &GROUPS, false, |sums| {
         let usage = &sums.usage;
-        let mut shown = json!({
+        json!({
             "object": "organization.usage.completions.result",
             "input_tokens": usage.prompt(),
             "input_cached_tokens": usage.cached_input.saturating_add(usage.explicit_cached),
@@ -112,13 +162,19 @@ fn completions(call: &Call<'_>) -> Result<Reply, ApiError> {
             "input_uncached_tokens": usage.input,
             "output_tokens": usage.completion(),
             "num_model_requests": sums.records,
-        });
-        if let Some(map) = shown.as_object_mut() {
-            map.extend(filled(&GROUPS, group));
-        }
-        shown
-    };
-    summed(call, false, &by, group, show)
+        })
+    })
+}
+
+fn embeddings(call: &Call<'_>) -> Result<Reply, ApiError> {
+    const GROUPS: [&str; 4] = ["project_id", "user_id", "api_key_id", "model"];
+    tokens(call, &GROUPS, true, |sums| {
+        json!({
+            "object": "organization.usage.embeddings.result",
+            "input_tokens": sums.usage.prompt(),
+            "num_model_requests": sums.records,
+        })
+    })
 }
 
 fn costs(call: &Call<'_>) -> Result<Reply, ApiError> {
