@@ -499,7 +499,7 @@ mod tests {
         };
         let text: Vec<String> = REFERENCE.lines().map(uncomment).collect();
         let settings = Settings::parse(&text.join("\n")).unwrap();
-        assert_eq!(settings.models.len(), 3);
+        assert_eq!(settings.models.len(), 4);
         assert_eq!((settings.upstreams.len(), settings.routes.len()), (1, 1));
     }
 
@@ -532,7 +532,7 @@ mod tests {
                 "threads, context_tokens, kv_cache_mib, max_running, max_waiting, step_tokens, \
                  speculation",
             ),
-            ("[[model]]\nx = 1", "source, name, draft"),
+            ("[[model]]\nx = 1", "source, name, draft, task"),
             (
                 "[[upstream]]\nx = 1",
                 "name, base_url, model, context_tokens, max_output_tokens, api_key_env, api_key_file, flavour, \
