@@ -221,13 +221,12 @@ impl ModelFile {
     pub fn text_file(&self, file: TextFile) -> Result<Option<String>, ModelError> {
         match &self.container {
             Container::Folder { path: Some(folder), .. } => {
-                let name = file.file_name();
-                let read = |name: &str| read_text(&folder.join(name), MAX_TEXT_BYTES);
-                match read(name)? {
-                    // A store without subfolders.
-                    None if name.contains('/') => read(&name.replace('/', "_")),
-                    text => Ok(text),
+                for path in places(folder, file.file_name()) {
+                    if let Some(text) = read_text(&path, MAX_TEXT_BYTES)? {
+                        return Ok(Some(text));
+                    }
                 }
+                Ok(None)
             }
             _ => Ok(None),
         }
@@ -461,7 +460,15 @@ fn rope_factors(tensor: TensorInfo<'_>) -> Result<Vec<f32>, ModelError> {
     Ok(elements.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }
 
-fn parse_json(text: &str) -> Result<Value, ModelError> {
+/// Where a file beside a model may stand: under its published name and, if that has a subfolder, under the name that a
+/// store without subfolders gives it.
+pub(crate) fn places(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let flat = name.contains('/').then(|| folder.join(name.replace('/', "_")));
+    std::iter::once(folder.join(name)).chain(flat).collect()
+}
+
+/// Parses JSON.
+pub(crate) fn parse_json(text: &str) -> Result<Value, ModelError> {
     serde_json::from_str(text).map_err(|error| ModelError::json(&error))
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::TokenId;
 use crate::encoder::{EncoderFile, WordPiece};
 use crate::error::ModelError;
-use crate::model_file::{ModelFile, TextFile};
+use crate::model_file::{ModelFile, TextFile, parse_json};
 use crate::text_model::{TextModel, TextModelError};
 use crate::tokenizer::{SpecialTokens, TokenizerError};
 
@@ -50,8 +50,7 @@ impl VectorTask {
             };
         }
         let Some(modules) = file.text_file(TextFile::Modules)? else { return Ok(None) };
-        let modules: Value =
-            serde_json::from_str(&modules).map_err(|error| ModelError::json(&error))?;
+        let modules = parse_json(&modules)?;
         let ranks = |module: &Value| {
             module.get("type").and_then(Value::as_str).is_some_and(|t| t.ends_with(".LogitScore"))
         };
@@ -292,7 +291,7 @@ impl VectorText {
 
 /// A reranker's score is the probability of "yes" among yes and no; one that compares other tokens is refused.
 fn check_score(config: &str, (yes, no): (TokenId, TokenId)) -> Result<(), ModelError> {
-    let config: Value = serde_json::from_str(config).map_err(|error| ModelError::json(&error))?;
+    let config = parse_json(config)?;
     for (key, id) in [("true_token_id", yes), ("false_token_id", no)] {
         let given = config.get(key).unwrap_or(&Value::Null);
         if given.as_u64() != Some(u64::from(id)) {
@@ -318,8 +317,7 @@ struct Prompts {
 impl Prompts {
     fn read(text: Option<String>) -> Result<Self, ModelError> {
         let Some(text) = text else { return Ok(Self::default()) };
-        let config: Value =
-            serde_json::from_str(&text).map_err(|error| ModelError::json(&error))?;
+        let config = parse_json(&text)?;
         let named = |names: &[&str]| {
             let prompts = config.get("prompts")?;
             names.iter().find_map(|name| prompts.get(*name)?.as_str()).map(str::to_owned)

@@ -19,7 +19,7 @@ use crate::container::StoredTensor;
 use crate::decoder::TensorView;
 use crate::error::ModelError;
 use crate::mmap::FileBytes;
-use crate::model_file::{MAX_JSON_BYTES, MAX_TEXT_BYTES, TextFile, read_json, read_text};
+use crate::model_file::{MAX_JSON_BYTES, MAX_TEXT_BYTES, TextFile, places, read_json, read_text};
 use crate::safetensors;
 use crate::text_model::TextModelError;
 use crate::tokenizer::TokenizerError;
@@ -196,8 +196,7 @@ impl Beside {
         let bert = read_json(&folder.join("sentence_bert_config.json"))?;
         let max_tokens = bert.and_then(|config| config.get("max_seq_length")?.as_u64());
         let mut pooling = Pooling::Mean;
-        for name in ["1_Pooling/config.json", "1_Pooling_config.json"] {
-            let path = folder.join(name);
+        for path in places(folder, "1_Pooling/config.json") {
             if let Some(config) = read_json(&path)? {
                 pooling = read_pooling(&config).map_err(|fault| fault.in_file(path))?;
                 break;
