@@ -210,14 +210,20 @@ def body(**more):
     return {"model": "small", "max_tokens": 1, "messages": [{"role": "user", "content": "Say yes."}], **more}
 
 
-async def one(house, key, payload, headers=None):
-    """A request on a connection of its own: status, headers, body."""
+async def send(house, key, payload, headers=None):
+    """A request on a connection of its own: where its answer comes, and what to close."""
     reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
     text = json.dumps(payload).encode()
     head = {"host": "localhost", "authorization": f"Bearer {key}", "content-type": "application/json",
             "content-length": len(text), "connection": "close", **(headers or {})}
     lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
     writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{lines}\r\n".encode() + text)
+    return reader, writer
+
+
+async def one(house, key, payload, headers=None):
+    """The same, answered: status, headers, body."""
+    reader, writer = await send(house, key, payload, headers)
     answer = await reader.read()
     writer.close()
     head, _, answer = answer.partition(b"\r\n\r\n")
@@ -251,10 +257,7 @@ def held(houses, key, count):
         told, waiting = asyncio.Event(), set(range(count))
 
         async def stream(i):
-            reader, writer = await asyncio.open_connection("127.0.0.1", houses[i % len(houses)].port)
-            text = json.dumps(payload).encode()
-            head = f"host: localhost\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n"
-            writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{head}content-length: {len(text)}\r\n\r\n".encode() + text)
+            reader, writer = await send(houses[i % len(houses)], key, payload)
             status = int((await reader.readline()).split()[1])
             waiting.discard(i)
             if not waiting:
