@@ -179,6 +179,7 @@ def prefill(results, pairs, models):
 
 
 def long_prompt(results, pairs, models):
+    # llama-bench's warm-up would be the whole prompt once more.
     ours = ("prefill 8192", ("--prefill", "8192", "--depth", "0", "--decode", "1", "--users", "1"))
     for _ in engine_row(results, "2", "0.5B", pairs, ours, ("-p", "8192", "-n", "0", "--no-warmup")):
         pass
