@@ -15,6 +15,7 @@ import pytest
 import soak
 
 BINARY, MODELS = os.environ.get("MINTAGE_BIN"), os.environ.get("MINTAGE_TEST_MODELS")
+EMBEDDER = "all-minilm-l6-v2"
 PRICES = """
 format = 1
 name = "organization"
@@ -48,7 +49,9 @@ def house(tmp_path_factory):
     with open(prices, "w") as file:
         file.write(PRICES)
     mintage("price", "import", prices)
-    with soak.running(options, folder) as (_, url):
+    embedder = os.path.join(MODELS, EMBEDDER)
+    beside = {"MINTAGE_EMBEDDING_MODELS": embedder} if os.path.isdir(embedder) else {}
+    with soak.running(options, folder, environment=beside) as (_, url):
         yield url + "/v1", mintage
 
 
@@ -152,3 +155,22 @@ def test_usage_and_costs_are_what_was_billed(house, owner):
     assert exact[f"{model}, output"] == Decimal(3 * said) / 1000, exact
     assert sum(exact.values()) == Decimal(prompt + 3 * said) / 1000, exact
     assert {result.amount.currency for result in lines.values()} == {"cny"}
+
+
+@pytest.mark.skipif(not os.path.isdir(os.path.join(MODELS or "", EMBEDDER)), reason=f"no {EMBEDDER}")
+def test_usage_of_embeddings_stands_apart(house, owner):
+    url, _ = house
+    start = int(time.time()) - 5
+    with openai.OpenAI(base_url=url, api_key=soak.KEY, max_retries=0, timeout=60) as client:
+        usage = client.embeddings.create(model=EMBEDDER, input=["red", "green and blue"]).usage
+
+    def sums(page):
+        results = [result for bucket in page.data for result in bucket.results]
+        return sum(result.num_model_requests for result in results), sum(result.input_tokens for result in results)
+
+    page = owner.usage.embeddings(start_time=start, bucket_width="1m", group_by=["model", "api_key_id"])
+    assert sums(page) == (1, usage.prompt_tokens)
+    assert {(result.model, result.object) for bucket in page.data for result in bucket.results} == {
+        (EMBEDDER, "organization.usage.embeddings.result")}
+    assert sums(owner.usage.embeddings(start_time=start, models=["other"])) == (0, 0)
+    assert sums(owner.usage.completions(start_time=start, models=[EMBEDDER])) == (0, 0)
