@@ -331,6 +331,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_score_of_other_tokens_is_refused() {
+        let check = |config: &str, refused: Option<&str>| {
+            let found = check_score(config, (17, 93)).err().map(|error| error.to_string());
+            assert_eq!(found.is_some(), refused.is_some(), "{config}: {found:?}");
+            assert!(found.unwrap_or_default().contains(refused.unwrap_or_default()), "{config}");
+        };
+        check(r#"{"true_token_id": 17, "false_token_id": 93}"#, None);
+        check(r#"{"true_token_id": 93, "false_token_id": 17}"#, Some("true_token_id"));
+        check(r#"{"true_token_id": 17, "false_token_id": null}"#, Some("false_token_id"));
+        check(r#"{"true_token_id": 17}"#, Some("false_token_id"));
+        check("[17, 93]", Some("true_token_id"));
+        check("{", Some(""));
+    }
+
+    #[test]
     fn texts_are_cut_at_their_end_and_marks_stay() {
         let text = EncodedText { ids: vec![1, 10, 11, 12, 13, 2], kept: (1, 1) };
         let check = |limit, expected: Result<(&[TokenId], usize), usize>| {
