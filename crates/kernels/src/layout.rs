@@ -15,7 +15,7 @@ use crate::Format;
 use crate::native::{BLOCK, CodeWords, RawScales, ScaleKind};
 
 /// Rows that are interleaved: the 32-bit lanes of a 512-bit register.
-pub(crate) const STRIP_ROWS: usize = 16;
+pub const STRIP_ROWS: usize = 16;
 /// Cache line, and the width of a code vector, in bytes.
 pub(crate) const LINE: usize = 64;
 /// Code vectors of 32 columns once unpacked.

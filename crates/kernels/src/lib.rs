@@ -49,7 +49,8 @@ pub use dequant::dequantize_row;
 pub use error::KernelError;
 pub use format::Format;
 pub use gated::{GatedScratch, matmul_gated};
-pub use matmul::{matmul, matmul_each};
+pub use layout::STRIP_ROWS;
+pub use matmul::{matmul, matmul_each, matmul_first};
 pub use matrix::PackedMatrix;
 
 pub use attention::{AttentionSequence, KvCache, KvFormat, PAGE_TOKENS, attention};

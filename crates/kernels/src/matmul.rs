@@ -58,7 +58,18 @@ pub(crate) type Strips = fn(&PackedMatrix, &Activations, &Output, Range<usize>);
 /// # Panics
 /// If `a` was not prepared as `w.activation_kind()`, or the sizes do not fit: errors of the caller, never of a file.
 pub fn matmul(pool: &Pool, w: &PackedMatrix, a: &Activations, out: &mut [f32]) {
-    matmul_each(pool, a, [(w, out)]);
+    products(pool, a, [(w, w.rows(), out)]);
+}
+
+/// The first `rows` outputs of [`matmul`], at the price of as many: out is (a.rows, rows) row-major, each element bit for
+/// bit as there. `rows` is a multiple of 16 or all there are.
+///
+/// # Panics
+/// As [`matmul`], and for another number of rows.
+pub fn matmul_first(pool: &Pool, w: &PackedMatrix, rows: usize, a: &Activations, out: &mut [f32]) {
+    let whole_strips = rows.is_multiple_of(STRIP_ROWS) && rows < w.rows();
+    assert!(whole_strips || rows == w.rows(), "{rows} of {} rows", w.rows());
+    products(pool, a, [(w, rows, out)]);
 }
 
 /// As many times [`matmul`] of the same activations, joined once: small matrices share one division of labour.
@@ -68,49 +79,50 @@ pub fn matmul(pool: &Pool, w: &PackedMatrix, a: &Activations, out: &mut [f32]) {
 pub fn matmul_each<const N: usize>(
     pool: &Pool,
     a: &Activations,
-    products: [(&PackedMatrix, &mut [f32]); N],
+    each: [(&PackedMatrix, &mut [f32]); N],
 ) {
-    let all_strips = products.iter().map(|(w, _)| w.strips()).sum();
-    let cols = products.first().map_or(0, |(w, _)| w.cols());
+    products(pool, a, each.map(|(w, out)| (w, w.rows(), out)));
+}
+
+/// Of each matrix the first so many rows: whole strips, or all.
+fn products<const N: usize>(
+    pool: &Pool,
+    a: &Activations,
+    products: [(&PackedMatrix, usize, &mut [f32]); N],
+) {
+    let all_strips = products.iter().map(|(_, rows, _)| rows.div_ceil(STRIP_ROWS)).sum();
+    let cols = products.first().map_or(0, |(w, ..)| w.cols());
     let size = chunk_strips(all_strips, pool.threads(), a.rows() * cols);
     let mut chunks = 0;
     let broken = a.broken_rows();
-    let parts = products.map(|(w, out)| {
-        check_sizes(w, a, out);
-        let first = chunks;
+    let parts = products.map(|(w, rows, out)| {
+        check_activations(w, a);
+        let (given, wanted) = (out.len(), a.rows() * rows);
+        assert!(given == wanted, "{given} outputs for {} × {rows}", a.rows());
+        let (first, strips) = (chunks, rows.div_ceil(STRIP_ROWS));
         if w.cols() == 0 {
             out.fill(0.0);
         } else {
-            chunks += w.strips().div_ceil(size);
+            chunks += strips.div_ceil(size);
         }
-        let output = Output::new(out, w.rows(), 0);
-        (w, output, strips_of(w.isa()), first..chunks)
+        let output = Output::new(out, rows, 0);
+        (w, strips, output, strips_of(w.isa()), first..chunks)
     });
     pool.for_each(chunks, 1, &|range| {
-        for (w, output, strips, own) in &parts {
+        for (w, strips, output, kernel, own) in &parts {
             for chunk in range.start.max(own.start)..range.end.min(own.end) {
                 let start = (chunk - own.start) * size;
-                strips(w, a, output, start..w.strips().min(start + size));
+                kernel(w, a, output, start..(start + size).min(*strips));
             }
         }
     });
-    for (w, output, ..) in parts.iter().filter(|(w, ..)| w.format().is_quantised()) {
+    for (_, _, output, ..) in parts.iter().filter(|(w, ..)| w.format().is_quantised()) {
         for &row in &broken {
             // SAFETY: all threads are done; the row exists, and it has an output a weight row.
-            unsafe { output.slice.part(row * w.rows()..(row + 1) * w.rows()) }.fill(f32::NAN);
+            unsafe { output.slice.part(row * output.row_len..(row + 1) * output.row_len) }
+                .fill(f32::NAN);
         }
     }
-}
-
-fn check_sizes(w: &PackedMatrix, a: &Activations, out: &[f32]) {
-    check_activations(w, a);
-    assert!(
-        out.len() == a.rows() * w.rows(),
-        "{} outputs for {} × {}",
-        out.len(),
-        a.rows(),
-        w.rows()
-    );
 }
 
 pub(crate) fn check_activations(w: &PackedMatrix, a: &Activations) {

@@ -4,8 +4,9 @@
 //! Invariant: each row of each buffer depends only on its own token's sequence, so that a batch equals its parts.
 
 use mintage_kernels::{
-    Activations, AttentionSequence, GatedScratch, KvCache, KvFormat, PAGE_TOKENS, Pool, add_assign,
-    add_bias, attention, matmul, matmul_each, matmul_gated, rms_norm, rope_halves, rope_pairs,
+    Activations, AttentionSequence, GatedScratch, KvCache, KvFormat, PAGE_TOKENS, Pool, STRIP_ROWS,
+    add_assign, add_bias, attention, matmul, matmul_each, matmul_first, matmul_gated, rms_norm,
+    rope_halves, rope_pairs,
 };
 use mintage_model::{DecoderConfig, DecoderWeights, ModelFile, RopeLayout, RopeScaling};
 
@@ -50,6 +51,8 @@ pub struct Decoder {
     rope: RopeFrequencies,
     cache: KvCache,
     buffers: Buffers,
+    /// Tokens of the vocabulary, its first, that get logits.
+    logit_tokens: usize,
 }
 
 /// Scratch of one step; grows to the largest step and is reused.
@@ -128,7 +131,8 @@ impl Decoder {
             config.head_dim,
         );
         let rope = RopeFrequencies::new(&config.rope, config.head_dim);
-        Ok(Self { config, pages, pool, weights, rope, cache, buffers: Buffers::default() })
+        let (logit_tokens, buffers) = (config.vocab_size, Buffers::default());
+        Ok(Self { config, pages, pool, weights, rope, cache, buffers, logit_tokens })
     }
 
     /// Loads an opened file, then lets the system take back the memory its mapping used.
@@ -381,7 +385,8 @@ impl Decoder {
         rms_norm(pool, x, &weights.output_norm, config.rms_norm_eps, normed);
         let output = weights.output_matrix();
         b.activations.prepare(pool, normed, rows, hidden, &[output.activation_kind()]);
-        matmul(pool, output, &b.activations, logits.resize(rows, config.vocab_size));
+        let logits = logits.resize(rows, self.logit_tokens);
+        matmul_first(pool, output, self.logit_tokens, &b.activations, logits);
     }
 }
 
@@ -397,12 +402,16 @@ impl Forward for Decoder {
     fn step(&mut self, batch: &Batch<'_>, logits: &mut LogitsBuffer) -> Result<(), ForwardError> {
         self.check(batch)?;
         let rows = batch.logits_rows();
-        logits.resize(rows, self.config.vocab_size);
+        logits.resize(rows, self.logit_tokens);
         self.layers(batch);
         if rows > 0 {
             self.write_logits(rows, logits);
         }
         Ok(())
+    }
+
+    fn limit_logits(&mut self, tokens: usize) {
+        self.logit_tokens = tokens.next_multiple_of(STRIP_ROWS).min(self.config.vocab_size);
     }
 
     fn copy_page(&mut self, from: u32, to: u32, slots: usize) {

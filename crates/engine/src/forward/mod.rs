@@ -31,6 +31,12 @@ pub trait Forward: Send {
     /// [`ForwardError::Batch`] where the batch breaks its contract; nothing was computed then.
     fn step(&mut self, batch: &Batch<'_>, logits: &mut LogitsBuffer) -> Result<(), ForwardError>;
 
+    /// From now on logits are wanted of the first `tokens` tokens of the vocabulary only, at least one. A model may go on
+    /// to give more: rows of logits are as long as they are.
+    fn limit_logits(&mut self, tokens: usize) {
+        let _ = tokens;
+    }
+
     /// Copies the first `slots` tokens of page `from` to page `to`, in all layers.
     fn copy_page(&mut self, from: u32, to: u32, slots: usize);
 }

@@ -189,3 +189,18 @@ fn a_batch_that_breaks_its_contract_is_refused() {
     }
     decoder.step(&Batch { sequences: &[good] }, &mut logits).unwrap();
 }
+
+#[test]
+fn logits_of_the_first_tokens_are_those_of_all() {
+    let Some(mut decoder) = load("smollm2-135m-instruct-q4_1.gguf", 2) else { return };
+    let tokens = sequence(1, LEN);
+    let whole = chunked(&mut decoder, &tokens, &[0, 1, 2], LEN);
+    let all = decoder.config().vocab_size;
+    for (asked, given) in [(1000, 1008), (1, 16), (all - 1, all), (all + 1, all)] {
+        decoder.limit_logits(asked);
+        let found = chunked(&mut decoder, &tokens, &[0, 1, 2], 40);
+        assert!(found.iter().all(|row| row.len() == given), "{asked}");
+        let wanted: Vec<_> = whole.iter().map(|row| row[..given].to_vec()).collect();
+        check_equal(&format!("the first {asked}"), &wanted, &found);
+    }
+}

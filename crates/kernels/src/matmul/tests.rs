@@ -134,6 +134,43 @@ fn every_instruction_set_gives_the_same_bits() {
 }
 
 #[test]
+fn the_first_outputs_are_those_of_the_whole() {
+    for format in Format::ALL {
+        let (rows, cols) = (83, odd_cols(format)[1]);
+        let (_, mut matrix) = packed(format, rows, cols, &Pool::new(1));
+        let mut x = synthetic::activations(29 * cols, 5);
+        x[cols] = f32::NAN;
+        for isa in levels() {
+            matrix = matrix.with_isa(isa);
+            for (count, first, threads) in [(1, 16, 1), (3, 48, 2), (29, 80, 3), (2, 83, 2)] {
+                let pool = Pool::new(threads);
+                let mut prepared = Activations::new();
+                prepared.prepare(&pool, &x[..count * cols], count, cols, &KINDS);
+                let mut out = vec![0.5; count * first];
+                matmul_first(&pool, &matrix, first, &prepared, &mut out);
+                let whole = product(&pool, &matrix, &x, count);
+                let wanted: Vec<f32> =
+                    whole.chunks(rows).flat_map(|row| &row[..first]).copied().collect();
+                assert_eq!(
+                    bits(&out),
+                    bits(&wanted),
+                    "{format:?} {isa:?}: {first} of {count} rows"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "15 of 83 rows")]
+fn a_part_of_a_strip_is_no_product() {
+    let (_, matrix) = packed(Format::F32, 83, 64, &Pool::new(1));
+    let mut prepared = Activations::new();
+    prepared.prepare(&Pool::new(1), &[0.0; 64], 1, 64, &KINDS);
+    matmul_first(&Pool::new(1), &matrix, 15, &prepared, &mut [0.0; 15]);
+}
+
+#[test]
 fn a_row_does_not_depend_on_its_neighbours_or_the_threads() {
     for format in Format::ALL {
         let (rows, cols) = (83, odd_cols(format)[1]);
