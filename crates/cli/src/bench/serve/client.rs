@@ -12,6 +12,10 @@ use super::workload::Planned;
 /// An answer's lines are short; a server that sends an endless one is cut off.
 const MAX_LINE_BYTES: usize = 4 * 1024 * 1024;
 
+/// A kept connection is used again within this time only: servers close idle ones after some seconds (llama-server after
+/// five), and a request sent into that moment would count as the server's failure.
+const REUSE_WITHIN: Duration = Duration::from_secs(1);
+
 /// What is said of a failed answer at most.
 const MAX_ERROR_BYTES: usize = 200;
 
@@ -43,7 +47,10 @@ impl Client {
         asking: Asking,
     ) -> Result<Self> {
         let base = base.trim_end_matches('/').trim_end_matches("/v1").to_owned();
-        let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build()?;
+        let http = reqwest::Client::builder()
+            .connect_timeout(Duration::from_secs(5))
+            .pool_idle_timeout(REUSE_WITHIN)
+            .build()?;
         let mut client = Self { http, base, key, model: model.unwrap_or_default(), asking };
         if client.model.is_empty() {
             let url = format!("{}/v1/models", client.base);
