@@ -1,4 +1,4 @@
-// OpenAI's own client for Node against a running server: BASE_URL (ending in /v1), API_KEY, MODEL.
+// OpenAI's own client for Node against a running server: BASE_URL (ending in /v1), API_KEY, MODEL; EMBEDDING_MODEL if it has one.
 // MINTAGE_TEST_NODE is the folder whose node_modules holds it. Exit code 0 when everything held.
 
 import assert from "node:assert/strict";
@@ -132,6 +132,44 @@ await check("completions and models", async () => {
   assert.ok(ids.includes(MODEL));
   assert.equal((await client.models.retrieve(MODEL)).id, MODEL);
 });
+
+await check("files and batches", async () => {
+  const body = { model: MODEL, messages, temperature: 0, max_tokens: 8 };
+  const line = (id) => JSON.stringify({ custom_id: id, method: "POST", url: "/v1/chat/completions", body });
+  const input = await OpenAI.toFile(Buffer.from(["a", "b", "c"].map(line).join("\n")), "in.jsonl");
+  const file = await client.files.create({ file: input, purpose: "batch" });
+  assert.equal((await client.files.retrieve(file.id)).filename, "in.jsonl");
+  let batch = await client.batches.create({
+    input_file_id: file.id, endpoint: "/v1/chat/completions", completion_window: "24h",
+  });
+  for (let tries = 0; batch.status !== "completed"; tries++) {
+    assert.ok(tries < 600 && !["failed", "expired", "cancelled"].includes(batch.status), JSON.stringify(batch));
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    batch = await client.batches.retrieve(batch.id);
+  }
+  assert.deepEqual(batch.request_counts, { total: 3, completed: 3, failed: 0 });
+  const output = (await (await client.files.content(batch.output_file_id)).text()).trim().split("\n").map(JSON.parse);
+  assert.deepEqual(output.map((one) => one.custom_id), ["a", "b", "c"]);
+  for (const one of output) assert.match(one.response.body.choices[0].message.content, /Paris/);
+  const listed = [];
+  for await (const one of client.batches.list({ limit: 1 })) listed.push(one.id);
+  assert.ok(listed.includes(batch.id));
+  for (const id of [file.id, batch.output_file_id]) assert.equal((await client.files.delete(id)).deleted, true);
+  await assert.rejects(client.files.retrieve(file.id), OpenAI.NotFoundError);
+});
+
+if (process.env.EMBEDDING_MODEL) {
+  await check("embeddings", async () => {
+    const ask = { model: process.env.EMBEDDING_MODEL, input: ["a cat", "a kitten", "the national debt"] };
+    // The client asks for base64 unless told otherwise, and unpacks it.
+    const packed = (await client.embeddings.create(ask)).data.map((one) => one.embedding);
+    const plain = (await client.embeddings.create({ ...ask, encoding_format: "float" })).data.map((one) => one.embedding);
+    assert.deepEqual(plain.map((vector) => [...Float32Array.from(vector)]), packed.map((vector) => [...Float32Array.from(vector)]));
+    const cosine = (a, b) => packed[a].reduce((sum, value, n) => sum + value * packed[b][n], 0);
+    assert.ok(Math.abs(cosine(0, 0) - 1) < 1e-5);
+    assert.ok(cosine(0, 1) > cosine(0, 2) + 0.2);
+  });
+}
 
 await check("errors by class", async () => {
   const bad = { model: MODEL, messages, temperature: 9 };

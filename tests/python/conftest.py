@@ -14,6 +14,7 @@ import soak
 
 BINARY, MODELS = os.environ.get("MINTAGE_BIN"), os.environ.get("MINTAGE_TEST_MODELS")
 MODEL_FILE = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+EMBEDDER = "all-minilm-l6-v2"
 
 
 def pytest_collection_modifyitems(items):
@@ -31,7 +32,9 @@ def server(tmp_path_factory):
         return
     folder = str(tmp_path_factory.mktemp("server"))
     options = types.SimpleNamespace(bin=BINARY, model=os.path.join(MODELS, MODEL_FILE))
-    with soak.running(options, folder) as (process, url):
+    embedder = os.path.join(MODELS, EMBEDDER)
+    environment = {"MINTAGE_EMBEDDING_MODELS": embedder} if os.path.isdir(embedder) else {}
+    with soak.running(options, folder, environment=environment) as (process, url):
         client = openai.OpenAI(base_url=url + "/v1", api_key=soak.KEY)
         yield url + "/v1", soak.KEY, client.models.list().data[0].id
     assert process.returncode == 0, "the server did not shut down cleanly"

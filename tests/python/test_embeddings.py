@@ -18,9 +18,8 @@ import openai
 import pytest
 import soak
 
-from conftest import BINARY, MODEL_FILE, MODELS
+from conftest import BINARY, EMBEDDER, MODEL_FILE, MODELS
 
-EMBEDDER = "all-minilm-l6-v2"
 FOLDER = os.path.join(MODELS or "", EMBEDDER)
 GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "crates/engine/tests/goldens/minilm"
 TEXTS = json.loads((GOLDEN / "texts.json").read_text())
@@ -37,12 +36,8 @@ def root(tmp_path_factory):
     """A server with a chat model and an embedding model beside each other."""
     folder = str(tmp_path_factory.mktemp("embeddings"))
     options = types.SimpleNamespace(bin=BINARY, model=os.path.join(MODELS, MODEL_FILE))
-    os.environ["MINTAGE_EMBEDDING_MODELS"] = FOLDER
-    try:
-        with soak.running(options, folder) as (process, url):
-            yield url
-    finally:
-        del os.environ["MINTAGE_EMBEDDING_MODELS"]
+    with soak.running(options, folder, environment={"MINTAGE_EMBEDDING_MODELS": FOLDER}) as (process, url):
+        yield url
     assert process.returncode == 0
 
 

@@ -148,6 +148,42 @@ def test_structured_output(client, model):
     assert cut.choices[0].message.content.startswith("{")
 
 
+class GetWeather(pydantic.BaseModel, extra="forbid"):
+    """The weather of a city."""
+
+    city: str = pydantic.Field(max_length=30)
+    days: int = pydantic.Field(ge=1, le=7)
+
+
+def test_tools(client, model):
+    tools = [openai.pydantic_function_tool(GetWeather, name="get_weather")]
+    question = [{"role": "user", "content": "How will the weather be in Paris in the next 3 days?"}]
+    options = {"model": model, "messages": question, "tools": tools, "temperature": 0, "max_tokens": 120}
+    for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+        reply = client.chat.completions.parse(**options, tool_choice=choice, parallel_tool_calls=False)
+        [call] = reply.choices[0].message.tool_calls
+        assert isinstance(call.function.parsed_arguments, GetWeather)
+        assert call.id and call.function.name == "get_weather"
+    # Streamed, in deltas, it is the same call.
+    with client.chat.completions.stream(**options, tool_choice="required", parallel_tool_calls=False) as stream:
+        deltas = [e.arguments_delta for e in stream if e.type == "tool_calls.function.arguments.delta"]
+        final = stream.get_final_completion().choices[0]
+    assert "".join(deltas) == call.function.arguments == final.message.tool_calls[0].function.arguments
+    assert len(deltas) > 1 and final.finish_reason == reply.choices[0].finish_reason
+    plain = client.chat.completions.create(**options, tool_choice="none")
+    assert plain.choices[0].message.tool_calls is None and plain.choices[0].message.content
+    # Its result is read: the history costs the prompt its tokens, and is answered.
+    result = {"role": "tool", "tool_call_id": call.id, "content": "22 degrees and sunny on all three days"}
+    made = {"id": call.id, "type": "function", "function": {"name": "get_weather", "arguments": call.function.arguments}}
+    asked = {"role": "assistant", "content": reply.choices[0].message.content, "tool_calls": [made]}
+    answer = client.chat.completions.create(**{**options, "messages": [*question, asked, result]}, tool_choice="none")
+    assert answer.choices[0].message.content
+    assert answer.usage.prompt_tokens > plain.usage.prompt_tokens + 20
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**options, tool_choice={"type": "function", "function": {"name": "no_such_tool"}})
+    assert caught.value.param == "tool_choice"
+
+
 def test_guided_output(client, model):
     for field, value, fits in [
         ("guided_choice", ["red", "green"], lambda text: text in ("red", "green")),
