@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """llama.cpp's own server tests against this server, in their external mode; the tests themselves stay where they are.
 
-    MINTAGE_BIN=target/release/mintage MINTAGE_TEST_MODELS=target/ci/models \\
+    LLAMA_BIN=…/llama.cpp/build/bin MINTAGE_BIN=target/release/mintage MINTAGE_TEST_MODELS=target/ci/models \\
         python3 xtask/peers/llama_tests.py …/llama.cpp/tools/server/tests [--model 0.5B] [--json target/llama-tests.json] \\
         [-- more arguments for pytest]
 
@@ -9,6 +9,9 @@ The tests are llama.cpp's `tools/server/tests/unit` (the source archive of the p
 `vendor/llama.cpp`); install their `requirements.txt` first. Between them and the server stands an adapter, because they speak
 to a server without keys, with one model, and with OpenAI's paths at the root: it adds the key, puts the model's name where it
 is missing or another's, and `/v1` before the path. Nothing else is changed: what a test says of the answer holds or does not.
+
+Most of the tests expect the words of a model of 260,000 parameters, or a server started with other options. So llama-server
+runs the same tests in the same way with the same model: what it passes is what can be asked of another server.
 """
 
 import argparse
@@ -42,7 +45,7 @@ class Adapter(http.server.BaseHTTPRequestHandler):
     """Passes a request on, with the key, the model and the path that the server wants."""
 
     protocol_version = "HTTP/1.1"
-    upstream, model = "", ""
+    upstream, model, root = "", "", ROOT
 
     def log_message(self, *_):
         pass
@@ -56,7 +59,7 @@ class Adapter(http.server.BaseHTTPRequestHandler):
                 body = json.dumps(fields).encode()
         except ValueError:
             pass
-        path = self.path if self.path.startswith(ROOT) else "/v1" + self.path
+        path = self.path if self.path.startswith(self.root) else "/v1" + self.path
         dropped = ("host", "content-length", "authorization", "x-api-key", "connection")
         headers = {key: value for key, value in self.headers.items() if key.lower() not in dropped}
         headers["authorization"] = f"Bearer {speed.KEY}"
@@ -110,26 +113,37 @@ def main():
     parser.add_argument("--first", action="store_true", help="stop at the first failure")
     parser.add_argument("more", nargs="*", help="arguments for pytest")
     options = parser.parse_args()
-    with speed.Server("mintage", options.model) as server, tempfile.TemporaryDirectory() as folder:
+    found = {who: tested(who, options) for who in ("llama.cpp", "mintage")}
+    passed = {test for test, (outcome, _) in found["llama.cpp"].items() if outcome == "passed"}
+    counts = collections.defaultdict(collections.Counter)
+    for test, (outcome, why) in found["mintage"].items():
+        asked = "of what llama-server passes" if test in passed else "of the rest"
+        counts[test[0]][f"{outcome} {asked}"] += 1
+        if test in passed and outcome == "failed":
+            print(f"{test[0]} {test[1]}: {why}")
+    for file, count in counts.items():
+        print(f"{file}: {dict(count)}")
+    print("all:", dict(sum(counts.values(), collections.Counter())))
+    if options.json:
+        report = {who: [[*test, *outcome] for test, outcome in tests.items()] for who, tests in found.items()}
+        pathlib.Path(options.json).write_text(json.dumps(report, indent=1))
+
+
+def tested(who, options):
+    """(file, test) → (outcome, why)"""
+    extra = ("--jinja", "--metrics", "--slots") if who == "llama.cpp" else ()
+    with speed.Server(who, options.model, slots=2, extra=extra) as server, tempfile.TemporaryDirectory() as folder:
         headers = {"authorization": f"Bearer {speed.KEY}"}
         names = urllib.request.urlopen(urllib.request.Request(server.url + "/v1/models", headers=headers))
         Adapter.upstream, Adapter.model = server.url, json.load(names)["data"][0]["id"]
+        Adapter.root = ROOT if who == "mintage" else ("/",)
         adapter = http.server.ThreadingHTTPServer(("127.0.0.1", PORT), Adapter)
         threading.Thread(target=adapter.serve_forever, daemon=True).start()
         junit = os.path.join(folder, "junit.xml")
         run(options.tests.resolve(), options, junit)
         adapter.shutdown()
-        found = list(outcomes(junit))
-    counts = collections.defaultdict(collections.Counter)
-    for file, name, outcome, why in found:
-        counts[file][outcome] += 1
-        if outcome == "failed":
-            print(f"{file} {name}: {why}")
-    for file, count in counts.items():
-        print(f"{file}: {dict(count)}")
-    print("all:", dict(sum(counts.values(), collections.Counter())))
-    if options.json:
-        pathlib.Path(options.json).write_text(json.dumps(found, indent=1))
+        adapter.server_close()
+        return {(file, name): (outcome, why) for file, name, outcome, why in outcomes(junit)}
 
 
 if __name__ == "__main__":

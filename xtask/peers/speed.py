@@ -215,7 +215,7 @@ class Server:
                        "--data-dir", self.folder.name, *extra]
         else:
             command = [os.path.join(LLAMA, "llama-server"), "-m", path(model), "--port", str(PORTS[who]),
-                       "-t", THREADS, "-np", str(slots), "-c", str(context * slots), "--api-key", KEY]
+                       "-t", THREADS, "-np", str(slots), "-c", str(context * slots), "--api-key", KEY, *extra]
             if flash is not None:
                 command += ["-fa", "on" if flash else "off"]
         self.started = time.monotonic()

@@ -78,9 +78,10 @@ impl CallFormat {
     }
 
     /// What may begin a call anywhere. None is the beginning of another.
-    fn openers(self, strict: bool) -> &'static [&'static str] {
+    fn openers(self, reading: Reading) -> &'static [&'static str] {
+        let template_only = reading == Reading::Template;
         match self {
-            Self::Hermes | Self::QwenCoder if strict => &["<tool_call>"],
+            Self::Hermes | Self::QwenCoder if template_only => &["<tool_call>"],
             Self::Hermes => hermes::OPENERS,
             Self::QwenCoder => &["<tool_call>", "<function="],
             Self::Llama => &["<|python_tag|>"],
@@ -89,8 +90,8 @@ impl CallFormat {
     }
 
     /// Whether an object that stands for itself is a call: at the beginning of an answer, or behind another call.
-    fn has_bare_calls(self, strict: bool) -> bool {
-        self == Self::Llama || (self == Self::Hermes && !strict)
+    fn has_bare_calls(self, reading: Reading) -> bool {
+        self == Self::Llama || (self == Self::Hermes && reading != Reading::Template)
     }
 
     /// What stands between calls and is no text.
@@ -98,14 +99,26 @@ impl CallFormat {
         c.is_whitespace() || (self == Self::Llama && c == ';')
     }
 
-    fn machine(self, opener: &str) -> Box<dyn Machine> {
+    fn machine(self, opener: &str, reading: Reading) -> Box<dyn Machine> {
         match self {
-            Self::Hermes => Box::new(Hermes::new(opener)),
+            Self::Hermes => Box::new(Hermes::new(opener, reading == Reading::Ordered)),
             Self::QwenCoder => Box::new(Coder::new(opener)),
             Self::Llama => Box::new(Llama::default()),
             Self::Mistral | Self::MistralNamed => Box::new(Mistral::default()),
         }
     }
+}
+
+/// What is taken for a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reading {
+    /// What looks like one: models do not always write what their template shows.
+    #[default]
+    Lenient,
+    /// Only what the template shows: a grammar keeps the model's calls to that.
+    Template,
+    /// An object that names a tool, then its arguments, wherever it stands: a grammar keeps those to the tool's schema.
+    Ordered,
 }
 
 /// A function that the model may call.
@@ -166,8 +179,7 @@ trait Machine: Debug + Send {
 pub struct CallReader {
     format: CallFormat,
     tools: Arc<[CallTool]>,
-    /// Only what the template shows is a call.
-    strict: bool,
+    reading: Reading,
     /// What reads the call under way; `None` in text.
     machine: Option<Box<dyn Machine>>,
     /// Text that is not understood yet.
@@ -187,7 +199,7 @@ impl CallReader {
         Self {
             format,
             tools,
-            strict: false,
+            reading: Reading::Lenient,
             machine: None,
             pending: String::new(),
             raw: String::new(),
@@ -196,10 +208,10 @@ impl CallReader {
         }
     }
 
-    /// The same for a model that is kept to the form that its template shows: nothing else is a call.
+    /// The same, which takes other things for calls.
     #[must_use]
-    pub fn strict(self) -> Self {
-        Self { strict: true, ..self }
+    pub fn reading(self, reading: Reading) -> Self {
+        Self { reading, ..self }
     }
 
     /// Takes the next piece.
@@ -256,7 +268,7 @@ impl CallReader {
         let blanks =
             self.pending.len() - self.pending.trim_start_matches(|c| self.format.is_blank(c)).len();
         let bare = self.only_blanks
-            && self.format.has_bare_calls(self.strict)
+            && self.format.has_bare_calls(self.reading)
             && self.pending.get(blanks..).is_some_and(|rest| rest.starts_with('{'));
         let opener = match bare {
             true => Some((blanks, "")),
@@ -273,7 +285,7 @@ impl CallReader {
                 text(before, out);
                 self.raw = opener.to_owned();
             }
-            self.machine = Some(self.format.machine(opener));
+            self.machine = Some(self.format.machine(opener, self.reading));
             return true;
         }
         let release = self.pending.len() - self.held_bytes();
@@ -288,13 +300,13 @@ impl CallReader {
 
     /// The first opener in what is pending, and where it stands.
     fn first_opener(&self) -> Option<(usize, &'static str)> {
-        let openers = self.format.openers(self.strict).iter();
+        let openers = self.format.openers(self.reading).iter();
         openers.filter_map(|opener| Some((self.pending.find(opener)?, *opener))).min()
     }
 
     /// Bytes at the end of what is pending with which an opener begins.
     fn held_bytes(&self) -> usize {
-        let openers = self.format.openers(self.strict).iter();
+        let openers = self.format.openers(self.reading).iter();
         openers.map(|opener| begun_bytes(&self.pending, opener)).max().unwrap_or(0)
     }
 }

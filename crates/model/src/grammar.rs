@@ -27,7 +27,7 @@ use crate::TokenId;
 
 pub use compiler::{GrammarCompiler, GrammarLimits};
 pub use error::GrammarError;
-pub use spec::{FreeAnswer, GrammarPiece, GrammarSpec};
+pub use spec::{CallInText, FreeAnswer, GrammarPiece, GrammarSpec};
 
 /// Tokens of a mask's word.
 const WORD_TOKENS: usize = u32::BITS as usize;

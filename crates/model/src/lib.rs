@@ -32,7 +32,7 @@ mod tokenizer;
 mod vector_text;
 mod weights;
 
-pub use calls::{CallEvent, CallFormat, CallReader, CallTool};
+pub use calls::{CallEvent, CallFormat, CallReader, CallTool, Reading};
 pub use chat::{ChatOptions, ChatTemplate, RenderedPrompt, TemplateError};
 pub use decoder::{
     DType, DecoderConfig, DecoderWeights, Family, LayerWeights, RopeConfig, RopeLayout,
@@ -55,8 +55,8 @@ pub use generate::{
 pub use generation::GenerationDefaults;
 pub use gguf::{GgufArray, GgufMetadata, GgufType, GgufValue};
 pub use grammar::{
-    FreeAnswer, Grammar, GrammarCompiler, GrammarError, GrammarFault, GrammarLimits, GrammarPiece,
-    GrammarSpec, GrammarState, TokenMask,
+    CallInText, FreeAnswer, Grammar, GrammarCompiler, GrammarError, GrammarFault, GrammarLimits,
+    GrammarPiece, GrammarSpec, GrammarState, TokenMask,
 };
 pub use model_file::{ModelFile, TensorInfo, TextFile};
 pub use scripted::{Script, ScriptEnd, ScriptedEngine};

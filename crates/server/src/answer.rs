@@ -12,8 +12,8 @@ use std::task::{Context, Poll, ready};
 use futures_core::Stream;
 use futures_util::StreamExt;
 use mintage_model::{
-    CallEvent, CallFormat, CallReader, CallTool, Event, FinishReason, PendingBytes, SampledToken,
-    TextModel, Thinking, TokenId,
+    CallEvent, CallFormat, CallReader, CallTool, Event, FinishReason, PendingBytes, Reading,
+    SampledToken, TextModel, Thinking, TokenId,
 };
 
 use crate::error::ApiError;
@@ -87,8 +87,8 @@ pub(crate) struct ChoiceOptions {
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
     pub(crate) format: CallFormat,
-    /// A grammar keeps the model to it: nothing else is a call.
-    pub(crate) strict: bool,
+    /// What is taken for one.
+    pub(crate) reading: Reading,
     /// Functions it may call.
     pub(crate) tools: Arc<[CallTool]>,
     /// Control tokens whose text belongs to a call.
@@ -137,8 +137,7 @@ impl Choice {
     ) -> Self {
         let matcher = StopMatcher::new(options.stops.clone());
         let reader = |calls: &Calls| {
-            let reader = CallReader::new(calls.format, Arc::clone(&calls.tools));
-            if calls.strict { reader.strict() } else { reader }
+            CallReader::new(calls.format, Arc::clone(&calls.tools)).reading(calls.reading)
         };
         let calls = options.calls.as_ref().map(reader);
         Self {

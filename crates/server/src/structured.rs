@@ -8,7 +8,9 @@
 
 use std::sync::Arc;
 
-use mintage_model::{CallTool, FreeAnswer, Grammar, GrammarError, GrammarSpec};
+use mintage_model::{
+    CallFormat, CallTool, FreeAnswer, Grammar, GrammarError, GrammarSpec, Reading,
+};
 use serde_json::{Value, json};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
@@ -67,12 +69,13 @@ pub(crate) fn compile(
     compile_spec(model, &spec, field).map(Some)
 }
 
-/// What answers must look like that call tools: all of those that have to, and in those that may the arguments of `strict`
-/// tools. `None` where that is nothing to be kept to.
+/// What answers must look like that call tools, and what is then taken for a call. All of those that have to call are kept
+/// to it; of those that may, the arguments of `strict` tools, and of others unless they say otherwise and where that can
+/// be done. `None` where there is nothing to be kept to.
 pub(crate) fn compile_calls(
     model: &ServedModel,
     request: &ChatRequest,
-) -> Result<Option<Arc<dyn Grammar>>, ApiError> {
+) -> Result<Option<(Arc<dyn Grammar>, Reading)>, ApiError> {
     let forced = match &request.tool_choice {
         ToolChoice::None => return Ok(None),
         ToolChoice::Auto if request.tools.is_empty() => return Ok(None),
@@ -80,21 +83,39 @@ pub(crate) fn compile_calls(
         ToolChoice::Required | ToolChoice::Named(_) => true,
     };
     let is_json = matches!(request.format, Format::JsonObject | Format::JsonSchema(_));
-    let strict = request.tools.iter().any(|tool| tool.strict);
-    let is_kept = forced || is_json || (strict && request.format == Format::Text);
-    if !is_kept {
-        return Ok(None);
-    }
+    let strict = request.tools.iter().any(|tool| tool.strict == Some(true));
+    let is_text = request.format == Format::Text;
     let Some(format) = model.call_format() else {
         let what = "this model's chat template shows no form of calls that is known here";
-        return if forced || strict { Err(unsupported("tool_choice", what)) } else { Ok(None) };
+        let must = forced || (strict && (is_text || is_json));
+        return if must { Err(unsupported("tool_choice", what)) } else { Ok(None) };
     };
-    let mut tools = called_tools(request)?;
-    if !forced {
-        let held = request.tools.iter().map(|tool| tool.strict);
-        for (tool, _) in tools.iter_mut().zip(held).filter(|(_, strict)| !strict) {
+    let tools = called_tools(request)?;
+    let held_tools = |is_held: &dyn Fn(&Tool) -> bool| {
+        let mut held = tools.clone();
+        for (tool, _) in held.iter_mut().zip(&request.tools).filter(|(_, tool)| !is_held(tool)) {
             tool.parameters = json!({"type": "object"});
         }
+        held
+    };
+    if !forced && is_text && format.writes_calls_in_text(&tools) {
+        let held = held_tools(&|tool| tool.strict != Some(false));
+        let grammar = compile_calls_of(model, request, format, &held, Some(FreeAnswer::Text));
+        return match grammar {
+            Ok(grammar) if !strict => Ok(Some((grammar, Reading::Lenient))),
+            // What a tool does not insist on is given up where it cannot be had.
+            Err(_) if !strict => Ok(None),
+            Ok(grammar) => Ok(Some((grammar, Reading::Ordered))),
+            Err(_) => {
+                let held = held_tools(&|tool| tool.strict == Some(true));
+                let free = Some(FreeAnswer::Text);
+                let grammar = compile_calls_of(model, request, format, &held, free)?;
+                Ok(Some((grammar, Reading::Ordered)))
+            }
+        };
+    }
+    if !(forced || is_json || (strict && is_text)) {
+        return Ok(None);
     }
     let free = match &request.format {
         _ if forced => None,
@@ -102,10 +123,25 @@ pub(crate) fn compile_calls(
         Format::JsonSchema(schema) => Some(FreeAnswer::Schema(schema.clone())),
         _ => Some(FreeAnswer::Text),
     };
+    let held = match forced {
+        true => tools,
+        false => held_tools(&|tool| tool.strict == Some(true)),
+    };
+    let grammar = compile_calls_of(model, request, format, &held, free)?;
+    Ok(Some((grammar, Reading::Template)))
+}
+
+fn compile_calls_of(
+    model: &ServedModel,
+    request: &ChatRequest,
+    format: CallFormat,
+    tools: &[CallTool],
+    free: Option<FreeAnswer>,
+) -> Result<Arc<dyn Grammar>, ApiError> {
     let one = !request.parallel_tool_calls || matches!(request.tool_choice, ToolChoice::Named(_));
-    let spec = format.grammar(&tools, free, one.then_some(1));
+    let spec = format.grammar(tools, free, one.then_some(1));
     let spec = spec.map_err(|error| refused("tools", &error))?;
-    compile_spec(model, &spec, "tools").map(Some)
+    compile_spec(model, &spec, "tools")
 }
 
 /// The tools that may be called by `tool_choice`; at least one.

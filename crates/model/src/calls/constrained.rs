@@ -4,7 +4,10 @@ use serde_json::{Value as Json, json};
 
 use super::coder::Types;
 use super::{CallFormat, CallTool};
-use crate::grammar::{FreeAnswer, GrammarError, GrammarPiece, GrammarSpec};
+use crate::grammar::{CallInText, FreeAnswer, GrammarError, GrammarPiece, GrammarSpec};
+
+/// With more tools than this, calls are not looked for in free text: each is one more thing that text may turn into.
+const MAX_TOOLS_IN_TEXT: usize = 16;
 
 impl CallFormat {
     /// The grammar of answers that call `tools`, at most `most` times. With `free` they may also be that instead; any text
@@ -29,7 +32,26 @@ impl CallFormat {
             Self::MistralNamed => ["[TOOL_CALLS]", "", "[TOOL_CALLS]", ""],
         }
         .map(str::to_owned);
-        Ok(GrammarSpec::Calls { free, opener, before, options, between, most, after })
+        let in_text = match &free {
+            Some(FreeAnswer::Text) if self.writes_calls_in_text(tools) => tools
+                .iter()
+                .map(|tool| {
+                    let name = Json::String(tool.name.clone()).to_string();
+                    let name = regex_syntax::escape(&name).replace('/', "\\/");
+                    let begin = format!(r#"\{{\s*"name"\s*:\s*{name}\s*,\s*"arguments"\s*:"#);
+                    Ok(CallInText { begin, schema: object_schema(&tool.parameters)? })
+                })
+                .collect::<Result<_, _>>()?,
+            _ => Vec::new(),
+        };
+        Ok(GrammarSpec::Calls { free, in_text, opener, before, options, between, most, after })
+    }
+
+    /// Whether models of this format may write calls of `tools` without what their template opens them with, and the
+    /// grammar of free text knows them: see [`super::Reading::Ordered`].
+    #[must_use]
+    pub fn writes_calls_in_text(self, tools: &[CallTool]) -> bool {
+        self == Self::Hermes && tools.len() <= MAX_TOOLS_IN_TEXT
     }
 
     /// One call, behind what opens it.

@@ -24,16 +24,19 @@ pub(super) struct Hermes {
     /// How the frame ends; empty where the object stands for itself.
     close: &'static str,
     object: ObjectReader,
+    /// Objects name their tool, then its arguments.
+    ordered: bool,
     /// A call is whole; its frame may end, or hold another.
     is_between: bool,
 }
 
 impl Hermes {
-    pub(super) fn new(opener: &str) -> Self {
+    pub(super) fn new(opener: &str, ordered: bool) -> Self {
         let frame = FRAMES.iter().find(|(open, _)| *open == opener);
         Self {
             close: frame.map_or("", |(_, close)| close),
-            object: ObjectReader::default(),
+            object: ObjectReader::new(ordered),
+            ordered,
             is_between: false,
         }
     }
@@ -63,7 +66,7 @@ impl Machine for Hermes {
             return (skipped + self.close.len(), Verdict::Over);
         }
         if rest.starts_with('{') {
-            self.object = ObjectReader::default();
+            self.object = ObjectReader::new(self.ordered);
             let (taken, verdict) = self.object.read(rest, tools, out);
             self.is_between = verdict == Verdict::Call;
             return (skipped + taken, verdict);

@@ -113,9 +113,15 @@ pub(super) struct ObjectReader {
     has_begun: bool,
     /// Inside of `"function": {`.
     is_wrapped: bool,
+    /// Only `{"name": "f", "arguments": {…}`, in this order and without escapes, is a call.
+    ordered: bool,
 }
 
 impl ObjectReader {
+    pub(super) fn new(ordered: bool) -> Self {
+        Self { ordered, ..Self::default() }
+    }
+
     pub(super) fn has_begun(&self) -> bool {
         self.has_begun
     }
@@ -165,6 +171,12 @@ impl ObjectReader {
     fn next(&mut self, c: char, tools: &[CallTool], out: &mut Vec<CallEvent>) -> Option<Verdict> {
         let more = Some(Verdict::More);
         match &mut self.place {
+            Place::InKey(Text { escaped: true, .. })
+            | Place::InString(Text { escaped: true, .. }, true)
+                if self.ordered =>
+            {
+                return Some(Verdict::Broken);
+            }
             Place::InKey(key) => match key.next(c) {
                 None => return more,
                 Some(None) => return Some(Verdict::Broken),
@@ -195,6 +207,10 @@ impl ObjectReader {
 
     /// What a value of `key` that begins with `c` is.
     fn value(&mut self, key: &str, c: char, out: &mut Vec<CallEvent>) -> Option<Verdict> {
+        let expected = if self.name.is_none() { "name" } else { "arguments" };
+        if self.ordered && !self.is_complete && key != expected {
+            return Some(Verdict::Broken);
+        }
         let is_name = matches!(key, "name" | "function") && self.name.is_none();
         match (key, c) {
             ("arguments" | "parameters", '{') if !self.is_complete => {
@@ -239,6 +255,9 @@ impl ObjectReader {
 
     /// The object is over. Without arguments they are none.
     fn closed(&mut self, out: &mut Vec<CallEvent>) -> Verdict {
+        if self.ordered && !self.is_complete {
+            return Verdict::Broken;
+        }
         match (&self.name, self.has_begun) {
             (Some(_), true) => Verdict::Call,
             (Some(name), false) => {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::gbnf::lark_string;
 use super::schema::{self, Notes};
-use super::{FreeAnswer, GrammarError, GrammarPiece, GrammarSpec};
+use super::{CallInText, FreeAnswer, GrammarError, GrammarPiece, GrammarSpec};
 use crate::tokenizer::Tokenizer;
 
 /// What it is called in errors.
@@ -28,7 +28,8 @@ impl<'t> Composer<'t> {
 
     /// The whole grammar; see [`GrammarSpec::Calls`].
     pub(super) fn compose(mut self, spec: &GrammarSpec) -> Result<(String, Notes), GrammarError> {
-        let GrammarSpec::Calls { free, opener, before, options, between, most, after } = spec
+        let GrammarSpec::Calls { free, in_text, opener, before, options, between, most, after } =
+            spec
         else {
             return Err(GrammarError::Internal("not a grammar of calls".to_owned()));
         };
@@ -44,7 +45,7 @@ impl<'t> Composer<'t> {
             Some(most) => format!("({between} option){{0,{}}}", most - 1),
             None => format!("({between} option)*"),
         };
-        let start = self.start(free.as_ref(), opener)?;
+        let start = self.start(free.as_ref(), opener, in_text, *most == Some(1))?;
         let mut lark = format!("start: {start}\ncalls: {before} option {more} {after}\noption: ");
         let _ = writeln!(lark, "{}", options.join("\n | "));
         lark.push_str(&self.rules);
@@ -52,7 +53,13 @@ impl<'t> Composer<'t> {
     }
 
     /// Calls, or what may stand instead and before them.
-    fn start(&mut self, free: Option<&FreeAnswer>, opener: &str) -> Result<String, GrammarError> {
+    fn start(
+        &mut self,
+        free: Option<&FreeAnswer>,
+        opener: &str,
+        in_text: &[CallInText],
+        only_one: bool,
+    ) -> Result<String, GrammarError> {
         let opens = self.text(opener);
         match free {
             None => return Ok(format!("{opens} calls")),
@@ -64,10 +71,14 @@ impl<'t> Composer<'t> {
         }
         let not = match opener {
             "" => r"\s*\{(?s:.*)".to_owned(),
-            opener => format!("(?s:.*){}(?s:.*)", regex_syntax::escape(opener).replace('/', "\\/")),
+            opener => {
+                let opener = regex_syntax::escape(opener).replace('/', "\\/");
+                let begins = in_text.iter().map(|call| format!("|{}", call.begin));
+                format!("(?s:.*)({opener}{})(?s:.*)", begins.collect::<String>())
+            }
         };
         let _ = writeln!(self.rules, "FREE: /(?s:.*)/ & ~/{not}/");
-        Ok(match (opener, opens.starts_with("<[")) {
+        let mut said = match (opener, opens.starts_with("<[")) {
             ("", _) => "FREE | calls".to_owned(),
             (_, true) => format!("FREE | FREE {opens} calls"),
             // What opens calls is text like any other: it ends the text as soon as it is there.
@@ -75,7 +86,27 @@ impl<'t> Composer<'t> {
                 let _ = writeln!(self.rules, "opened[lazy]: ANY {opens}\nANY: /(?s:.*)/");
                 "FREE | opened calls".to_owned()
             }
-        })
+        };
+        if !in_text.is_empty() {
+            let written = self.written(in_text)?;
+            let rest = if only_one { "FREE" } else { "said" };
+            let _ = writeln!(self.rules, "said: {said} | written {rest}\nwritten: {written}");
+            "said".clone_into(&mut said);
+        }
+        Ok(said)
+    }
+
+    /// Text up to a call in it, and that call.
+    fn written(&mut self, in_text: &[CallInText]) -> Result<String, GrammarError> {
+        let mut options = Vec::new();
+        for (index, call) in in_text.iter().enumerate() {
+            let schema = self.schema(&call.schema)?;
+            let _ = writeln!(self.rules, "begun{index}[lazy]: /(?s:.*){}/", call.begin);
+            options.push(format!("begun{index} SPACE {schema} CLOSE"));
+        }
+        // Bounded, so that nobody is kept to blanks for ever.
+        self.rules.push_str("SPACE: /\\s{0,8}/\nCLOSE: /\\s{0,64}\\}/\n");
+        Ok(options.join(" | "))
     }
 
     fn sequence(&mut self, pieces: &[GrammarPiece]) -> Result<String, GrammarError> {

@@ -27,6 +27,15 @@ pub enum FreeAnswer {
     Schema(Json),
 }
 
+/// A call that a model writes into text, without what opens calls: an object whose last value is the arguments.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CallInText {
+    /// Its text up to the arguments, a regular expression: where text ends with a match, a call has begun.
+    pub begin: String,
+    /// Of the arguments, behind which the object ends.
+    pub schema: Json,
+}
+
 /// What an answer must look like.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GrammarSpec {
@@ -35,6 +44,8 @@ pub enum GrammarSpec {
     Calls {
         /// What an answer may be instead.
         free: Option<FreeAnswer>,
+        /// Calls that may stand in free text: where one of these begins it is kept to its form.
+        in_text: Vec<CallInText>,
         /// Tells a call from text; where it is empty, `{` at the beginning does.
         opener: String,
         /// Comes first.
@@ -120,13 +131,17 @@ impl GrammarSpec {
             Self::JsonObject => 0,
             Self::Regex(text) | Self::Lark(text) | Self::Gbnf(text) => text.len(),
             Self::Choice(texts) => texts.iter().map(String::len).sum(),
-            Self::Calls { free, opener, before, options, between, after, .. } => {
+            Self::Calls { free, in_text, opener, before, options, between, after, .. } => {
+                let written = in_text.iter().map(|c| c.begin.len() + c.schema.to_string().len());
                 let free = match free {
                     Some(FreeAnswer::Schema(schema)) => schema.to_string().len(),
                     _ => 0,
                 };
                 let texts = opener.len() + before.len() + between.len() + after.len();
-                free + texts + options.iter().flatten().map(GrammarPiece::bytes).sum::<usize>()
+                let written: usize = written.sum();
+                free + written
+                    + texts
+                    + options.iter().flatten().map(GrammarPiece::bytes).sum::<usize>()
             }
         }
     }

@@ -186,6 +186,7 @@ fn call(name: &str, arguments: Json) -> Vec<GrammarPiece> {
 fn calls_of_tools_are_composed_of_tokens_texts_and_schemas() {
     let spec = |free, opener: &str, most| GrammarSpec::Calls {
         free,
+        in_text: Vec::new(),
         opener: opener.to_owned(),
         before: String::new(),
         options: vec![call("f", json!({"type": "boolean"})), call("g", json!({"enum": [1, 2]}))],
@@ -235,6 +236,7 @@ fn calls_of_tools_are_composed_of_tokens_texts_and_schemas() {
     let unsupported = vec![call("f", json!({"type": "array", "uniqueItems": true}))];
     let spec = GrammarSpec::Calls {
         free: None,
+        in_text: Vec::new(),
         opener: String::new(),
         before: String::new(),
         options: unsupported,
@@ -556,7 +558,7 @@ proptest! {
     /// Whoever has to call a tool calls it, in every format, with arguments that its schema accepts.
     #[test]
     fn calls_that_are_forced_are_read_and_valid(schema in arguments(), seed in any::<u64>()) {
-        use crate::calls::{CallEvent, CallFormat, CallReader, CallTool};
+        use crate::calls::{CallEvent, CallFormat, CallReader, CallTool, Reading};
         let tools: Arc<[CallTool]> = [
             CallTool { name: "f".to_owned(), parameters: schema.clone() },
             CallTool { name: "none".to_owned(), parameters: Json::Null },
@@ -565,7 +567,7 @@ proptest! {
         for format in [CallFormat::Hermes, CallFormat::QwenCoder, CallFormat::Llama, CallFormat::Mistral, CallFormat::MistralNamed] {
             let grammar = compiler().compile(&format.grammar(&tools, None, Some(2)).unwrap()).unwrap();
             let text = scribbled(grammar.as_ref(), seed);
-            let mut reader = CallReader::new(format, Arc::clone(&tools)).strict();
+            let mut reader = CallReader::new(format, Arc::clone(&tools)).reading(Reading::Template);
             let mut events = Vec::new();
             reader.push(&text, &mut events);
             reader.finish(&mut events);
@@ -586,6 +588,97 @@ proptest! {
             prop_assert!(calls == 1 || calls == 2, "{format:?}: {text}");
         }
     }
+}
+
+/// Tools with integer arguments `a`, in the way that Hermes models call.
+fn adders(names: &[&str]) -> Arc<[crate::calls::CallTool]> {
+    let parameters = json!({"type": "object", "additionalProperties": false, "required": ["a"],
+        "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}}});
+    let tool = |name: &&str| crate::calls::CallTool {
+        name: (*name).to_owned(),
+        parameters: parameters.clone(),
+    };
+    names.iter().map(tool).collect()
+}
+
+#[test]
+fn calls_in_free_text_are_kept_to_their_form() {
+    use crate::calls::{CallEvent, CallFormat, CallReader, Reading};
+    let tools = adders(&["f", "get/it"]);
+    let free = Some(FreeAnswer::Text);
+    let check = |most, said: &str, fits: bool, calls: &[(&str, &str)]| {
+        let spec = CallFormat::Hermes.grammar(&tools, free.clone(), most).unwrap();
+        let grammar = compiler().compile(&spec).unwrap();
+        let mut state = grammar.start().unwrap();
+        let tokens = text_model().tokenizer().encode(said, SpecialTokens::AsText);
+        let found = tokens
+            .iter()
+            .chain([&END])
+            .all(|&token| state.mask().unwrap().allows(token) && state.accept(token).is_ok());
+        assert_eq!(found, fits, "{said}");
+        // What is read as a call is what the grammar held.
+        let mut reader =
+            CallReader::new(CallFormat::Hermes, Arc::clone(&tools)).reading(Reading::Ordered);
+        let mut events = Vec::new();
+        reader.push(said, &mut events);
+        reader.finish(&mut events);
+        let (mut read, mut name, mut json) = (Vec::new(), String::new(), String::new());
+        for event in events {
+            match event {
+                CallEvent::Begin(begun) => (name, json) = (begun, String::new()),
+                CallEvent::Arguments(more) => json += &more,
+                CallEvent::End(None) => read.push((name.clone(), json.clone())),
+                CallEvent::Text(_) | CallEvent::End(Some(_)) => {}
+            }
+        }
+        let read: Vec<(&str, &str)> = read.iter().map(|(n, j)| (&**n, &**j)).collect();
+        assert_eq!(read, if fits { calls } else { &read }, "{said}");
+    };
+    let fenced = |object: &str| format!("```json\n{object}\n```");
+    let f = "{\n  \"name\": \"f\",\n  \"arguments\": {\n    \"a\": 1\n  }\n}";
+    let arguments = "{\n    \"a\": 1\n  }";
+    check(None, &fenced(f), true, &[("f", arguments)]);
+    check(None, f, true, &[("f", arguments)]);
+    check(None, &format!("Well:\n{}\nThere.", fenced(f)), true, &[("f", arguments)]);
+    check(Some(1), &fenced(f), true, &[("f", arguments)]);
+    // Another tool, another value, and a call in another form, which is none.
+    let with = |from: &str, to: &str| fenced(&f.replace(from, to));
+    check(None, &with("\"f\"", "\"get/it\""), true, &[("get/it", arguments)]);
+    check(None, &with("1", "\"x\""), false, &[]);
+    check(None, &with("1", "10"), false, &[]);
+    check(None, &with("\"a\"", "\"b\""), false, &[]);
+    check(None, &with("\"f\"", "\"g\""), true, &[]);
+    check(None, &with("name", "n\\u0061me"), true, &[]);
+    check(None, &with("\"f\"", "\"\\u0066\""), true, &[]);
+    check(None, "```json\n{\"arguments\": {\"b\": 2}, \"name\": \"f\"}\n```", true, &[]);
+    check(None, "```json\n{\"name\": \"f\", \"parameters\": {\"b\": 2}}\n```", true, &[]);
+    check(None, "```json\n{\"name\": \"f\"}\n```", true, &[]);
+    check(None, "{\"name\": \"John\", \"age\": [1]}", true, &[]);
+    // One after the other, and after what the template shows.
+    let two = format!("{}\n{}", fenced(f), with("\"f\"", "\"get/it\""));
+    check(None, &two, true, &[("f", arguments), ("get/it", arguments)]);
+    check(Some(1), &two, false, &[]);
+    check(None, &format!("{}{}", fenced(f), with("1", "\"x\"")), false, &[]);
+    let shown = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\":2}}\n</tool_call>";
+    check(None, shown, true, &[("f", "{\"a\":2}")]);
+    check(None, &shown.replace('2', "10"), false, &[]);
+    check(None, &format!("{}\n{shown}", fenced(f)), true, &[("f", arguments), ("f", "{\"a\":2}")]);
+}
+
+#[test]
+fn many_tools_in_free_text_compile_in_time() {
+    use crate::calls::CallFormat;
+    let names: Vec<String> = (0..16).map(|n| format!("tool_number_{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let tools = adders(&names);
+    let spec = CallFormat::Hermes.grammar(&tools, Some(FreeAnswer::Text), None).unwrap();
+    let grammar = compiler().compile(&spec).unwrap();
+    let mut state = grammar.start().unwrap();
+    for token in bytes("Text, and ```json\n{\"name\": \"tool_number_15\", \"arguments\": {\"a\"") {
+        assert!(state.mask().unwrap().allows(token));
+        state.accept(token).unwrap();
+    }
+    assert!(!state.mask().unwrap().allows(b'x'.into()));
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn tool(value: Value, path: &str) -> Result<(Tool, bool), ApiError> {
         return Err(wrong_type(&format!("{path}.input_schema"), "an object", &schema));
     }
     function.insert("parameters".into(), schema);
-    let strict = tool.bool("strict", Null::Absent)?.unwrap_or(false);
+    let strict = tool.bool("strict", Null::Absent)?;
     let eager = tool.bool("eager_input_streaming", Null::Absent)?.unwrap_or(false);
     tool.ignored_object("cache_control")?;
     // Hints of other features: the tool works without them.

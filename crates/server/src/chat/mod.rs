@@ -9,7 +9,7 @@ mod request;
 
 use std::sync::Arc;
 
-use mintage_model::{Grammar, TextModel, Thinking, TokenId};
+use mintage_model::{Grammar, Reading, TextModel, Thinking, TokenId};
 
 pub(crate) use prompt::{
     Prompt, TokenisedPrompt, count as count_texts, infill as tokenise_infill, text as tokenise_text,
@@ -124,13 +124,15 @@ fn on_own(
         request.options.prediction = prompt::prediction(model, text);
     }
     let of_calls = structured::compile_calls(model, &request)?;
-    let is_kept = of_calls.is_some();
-    let grammar = match of_calls {
-        Some(grammar) => Some(grammar),
-        None => structured::compile(model, &request.format, &request.format_field)?,
+    let (grammar, reading) = match of_calls {
+        Some((grammar, reading)) => (Some(grammar), reading),
+        None => {
+            let format = structured::compile(model, &request.format, &request.format_field)?;
+            (format, Reading::Lenient)
+        }
     };
     let grammar = thinking_first(model, &request, thinking, grammar);
-    let calls = calls(model, &request, is_kept);
+    let calls = calls(model, &request, reading);
     Ok(Job {
         id,
         calls,
@@ -259,8 +261,8 @@ fn thinking_first(
     Some(model.grammars.after_thinking(thinking, budget_tokens, grammar, vocab_size))
 }
 
-/// The calls to look for, where the model's template shows it a form for them; `strict` where a grammar keeps it to that.
-fn calls(model: &ServedModel, request: &ChatRequest, strict: bool) -> Option<Calls> {
+/// The calls to look for, where the model's template shows it a form for them.
+fn calls(model: &ServedModel, request: &ChatRequest, reading: Reading) -> Option<Calls> {
     if request.tools.is_empty() || request.tool_choice == ToolChoice::None {
         return None;
     }
@@ -268,7 +270,7 @@ fn calls(model: &ServedModel, request: &ChatRequest, strict: bool) -> Option<Cal
     let marker = |text: &&str| model.text.tokenizer().added_token(text);
     Some(Calls {
         format,
-        strict,
+        reading,
         tools: request.tools.iter().map(Tool::for_calls).collect(),
         marker_ids: format.markers().iter().filter_map(marker).collect(),
         parallel: request.parallel_tool_calls,

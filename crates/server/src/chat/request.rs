@@ -164,8 +164,8 @@ pub(crate) struct Tool {
     pub(crate) name: String,
     /// As templates know it: `{"type": "function", "function": {"name", "description", "parameters"}}`.
     pub(crate) json: Value,
-    /// Its arguments must follow its schema.
-    pub(crate) strict: bool,
+    /// Whether its arguments must follow its schema; where nothing is said, they do if they can be kept to it.
+    pub(crate) strict: Option<bool>,
 }
 
 impl Tool {

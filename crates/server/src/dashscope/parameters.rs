@@ -193,7 +193,7 @@ fn tool(value: Value, path: &str) -> Result<Tool, ApiError> {
     {
         return Err(wrong_type(&format!("{path}.parameters"), "an object or an array", &given));
     }
-    let strict = function.bool("strict", Null::Absent)?.unwrap_or(false);
+    let strict = function.bool("strict", Null::Absent)?;
     function.finish()?;
     tool.finish()?;
     Ok(Tool { name, json, strict })

@@ -105,7 +105,7 @@ pub(super) fn take_tools(fields: &mut Fields) -> Result<Vec<Tool>, ApiError> {
         let mut function = Fields::object(tool.required("function")?, &path)?;
         let name = function.string("name", Null::Refused)?;
         let name = name.ok_or_else(|| missing(&format!("{path}.name")))?;
-        Ok(Tool { name, json, strict: false })
+        Ok(Tool { name, json, strict: None })
     };
     values.into_iter().enumerate().map(tool).collect()
 }

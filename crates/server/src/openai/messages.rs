@@ -230,7 +230,7 @@ fn tool(value: Value, path: &str) -> Result<Tool, ApiError> {
     if let Some(parameters) = function.take("parameters", Null::Absent) {
         Fields::object(parameters, &format!("{function_path}.parameters"))?.ignore_rest();
     }
-    let strict = function.bool("strict", Null::Absent)? == Some(true);
+    let strict = function.bool("strict", Null::Absent)?;
     function.finish()?;
     tool.finish()?;
     Ok(Tool { name, json, strict })

@@ -319,7 +319,7 @@ mod tests {
             vec![Message::new(Role::System, "s"), Message::new(Role::User, "u"), assistant, result];
         let tool = json!({"type": "function", "function": {"name": "f"}});
         ChatRequest {
-            tools: vec![Tool { name: "f".into(), json: tool, strict: true }],
+            tools: vec![Tool { name: "f".into(), json: tool, strict: Some(true) }],
             tool_choice: ToolChoice::Named("f".into()),
             parallel_tool_calls: false,
             format: Format::JsonSchema(json!({"type": "object"})),

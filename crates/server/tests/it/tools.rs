@@ -245,8 +245,8 @@ async fn dashscope_answers() {
     assert_eq!(names, ["f"], "{sent}");
 }
 
-/// Tools with schemas, `f` with `strict`.
-fn typed(strict: bool) -> Value {
+/// Tools with schemas, `f` with `strict`, `null` where it says nothing.
+fn typed(strict: Option<bool>) -> Value {
     let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false});
     json!([
         {"type": "function", "function": {"name": "f", "strict": strict, "parameters": schema}},
@@ -256,6 +256,10 @@ fn typed(strict: bool) -> Value {
 
 fn call(name: &str, arguments: &str) -> String {
     format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>")
+}
+
+fn fenced(name: &str, arguments: &str) -> String {
+    format!("```json\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n```")
 }
 
 /// Whether the answer to the last request may be these tokens, and end there.
@@ -280,24 +284,33 @@ async fn what_has_to_be_called_is_called() {
     let (both, led) = (format!("{f}\n{g}"), format!("Hi {f}"));
     let (f, g, wrong, both, led) = (&*f, &*g, &*wrong, &*both, &*led);
     let (any_g, no_h) = (call("g", "{\"x\": [1]}"), call("h", "{}"));
+    let (fenced, wrongly_fenced) = (fenced("f", "{\"a\": 1}"), fenced("f", "{\"a\": \"x\"}"));
+    let (fenced, wrongly_fenced) = (&*fenced, &*wrongly_fenced);
     let json = "{\"b\": 1}";
     let named = json!({"type": "function", "function": {"name": "g"}});
     for (strict, patch, good, bad) in [
-        (false, json!({}), vec!["Hi", f, wrong], vec![]),
-        (false, json!({"tool_choice": "required"}), vec![f, g, both], vec!["Hi", wrong, led]),
+        (Some(false), json!({}), vec!["Hi", f, wrong], vec![]),
+        (Some(false), json!({"tool_choice": "required"}), vec![f, g, both], vec!["Hi", wrong, led]),
         (
-            false,
+            Some(false),
             json!({"tool_choice": "required", "parallel_tool_calls": false}),
             vec![f, g],
             vec![both],
         ),
-        (false, json!({"tool_choice": named}), vec![g], vec!["Hi", f, both]),
-        (true, json!({}), vec!["Hi", "", f, led, both], vec![wrong, "<tool_call>"]),
-        (true, json!({"tool_choice": "none"}), vec!["Hi", wrong], vec![]),
-        // Who is not strict may write any object.
-        (true, json!({}), vec![&*any_g], vec![&*no_h]),
+        (Some(false), json!({"tool_choice": named}), vec![g], vec!["Hi", f, both]),
         (
-            false,
+            Some(true),
+            json!({}),
+            vec!["Hi", "", f, led, both, fenced],
+            vec![wrong, wrongly_fenced, "<tool_call>"],
+        ),
+        // Nothing is said: kept to the schema where it can be.
+        (None, json!({}), vec!["Hi", f, both, fenced], vec![wrong, wrongly_fenced]),
+        (Some(true), json!({"tool_choice": "none"}), vec!["Hi", wrong], vec![]),
+        // Who is not strict may write any object.
+        (Some(true), json!({}), vec![&*any_g], vec![&*no_h]),
+        (
+            Some(false),
             json!({"response_format": {"type": "json_object"}}),
             vec![json, f, wrong],
             vec!["Hi", led],
@@ -319,7 +332,7 @@ async fn every_dialect_can_ask_for_a_call() {
     let anthropic = |choice: Value| json!({"model": MODEL, "max_tokens": 200, "messages": messages, "tools": tools, "tool_choice": choice});
     let native = |choice: Value| {
         json!({"model": MODEL, "input": {"messages": messages},
-        "parameters": {"tools": typed(false), "tool_choice": choice}})
+        "parameters": {"tools": typed(None), "tool_choice": choice}})
     };
     let generation = "/api/v1/services/aigc/text-generation/generation";
     let headers = [("anthropic-version", "2023-06-01")];
@@ -407,7 +420,8 @@ async fn models_call_as_their_templates_show() {
             Script { tokens: tokens.iter().copied().chain([END]).collect(), ..Script::default() };
         let house = start_speaking(text, move |_| Ok(script.clone())).await;
         for choice in ["auto", "required"] {
-            let reply = house.chat(json!({"tools": typed(true), "tool_choice": choice})).await;
+            let reply =
+                house.chat(json!({"tools": typed(Some(true)), "tool_choice": choice})).await;
             let message = &reply.json()["choices"][0]["message"];
             let function = &message["tool_calls"][0]["function"];
             assert_eq!(function["name"], "f", "{said}: {}", reply.body);

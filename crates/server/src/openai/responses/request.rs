@@ -187,7 +187,7 @@ fn tool(value: Value, path: &str) -> Result<(Tool, Value), ApiError> {
     if let Some(other) = parameters.as_ref().filter(|p| !p.is_object()) {
         return Err(wrong_type(&format!("{path}.parameters"), "an object", other));
     }
-    let strict = tool.bool("strict", Null::Absent)?.unwrap_or(false);
+    let strict = tool.bool("strict", Null::Absent)?;
     // Hints of other features: the tool works without them.
     tool.ignored_object("output_schema")?;
     tool.array("allowed_callers", Null::Absent)?;
@@ -206,7 +206,7 @@ fn tool(value: Value, path: &str) -> Result<(Tool, Value), ApiError> {
     }
     let shown = json!({
         "type": "function", "name": name, "description": description,
-        "parameters": parameters, "strict": strict,
+        "parameters": parameters, "strict": strict.unwrap_or(false),
     });
     let json = json!({"type": "function", "function": function});
     Ok((Tool { name, json, strict }, shown))
