@@ -744,9 +744,9 @@ impl Hold {
         &self.facts
     }
 
-    /// Says anew what made the answer and counted its tokens, where that is known only at its end.
-    pub fn made_by(&mut self, model_digest: Arc<str>) {
-        self.facts.model_digest = model_digest;
+    /// Says anew who counted the tokens, where that is known only at the end.
+    pub fn metered_by(&mut self, by: Arc<str>) {
+        self.facts.metered_by = by;
     }
 
     /// What is reserved.

@@ -91,9 +91,12 @@ pub struct RequestFacts {
     pub payer: Payer,
     /// The served model's name.
     pub model: Arc<str>,
-    /// Digest of the model's file. Of another service `upstream:HOST/MODEL metered_by=…`, where `upstream` says that the
-    /// service reported the tokens, and `own` that they were counted here.
+    /// Digest of the model's file; of another service `upstream:HOST/MODEL`.
     pub model_digest: Arc<str>,
+    /// Who counted the tokens of another service's answer: `upstream` where it reported them, `own` where they were
+    /// counted here. Empty of models of ours, whose tokens are always counted here.
+    #[serde(default)]
+    pub metered_by: Arc<str>,
     /// The adapter on top of it, or empty.
     pub adapter: Arc<str>,
     /// Dialect and route, like `openai.chat`.
@@ -104,6 +107,28 @@ pub struct RequestFacts {
     pub batch: bool,
     /// When it arrived, ms since 1970.
     pub arrival_ms: u64,
+}
+
+/// Before `metered_by` was a field, this and its value stood behind the model's digest.
+const METER_BEHIND_DIGEST: &str = " metered_by=";
+
+impl RequestFacts {
+    /// With both as fields, however the record was written.
+    pub(crate) fn with_meter_apart(mut self) -> Self {
+        if self.metered_by.is_empty()
+            && let Some((digest, by)) = self.model_digest.rsplit_once(METER_BEHIND_DIGEST)
+        {
+            (self.model_digest, self.metered_by) = (digest.into(), by.into());
+        }
+        self
+    }
+
+    /// As they were written before.
+    pub(crate) fn with_meter_behind_digest(mut self) -> Self {
+        let (digest, by) = (&self.model_digest, std::mem::take(&mut self.metered_by));
+        self.model_digest = format!("{digest}{METER_BEHIND_DIGEST}{by}").into();
+        self
+    }
 }
 
 /// What is known of a request when it has ended.

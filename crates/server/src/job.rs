@@ -418,6 +418,7 @@ impl Job {
             response_id: self.id.as_str().into(),
             model: name.into(),
             model_digest: Arc::clone(self.target.digest()),
+            metered_by: self.target.metered_by(),
             protocol: self.protocol,
             client: Arc::clone(&incoming.client),
             prompt_tokens,

@@ -126,7 +126,7 @@ impl Meter {
     pub(crate) fn relayed(&self, relayed: Relayed) {
         let mut totals = self.record.totals();
         if let Some(admitted) = &mut totals.admitted {
-            admitted.made_by(&relayed.model_digest);
+            admitted.metered_by(relayed.metered_by);
         }
         if let Some(usage) = relayed.usage {
             totals.usage = usage;
@@ -183,8 +183,8 @@ impl Meter {
 pub(crate) struct Relayed {
     /// `None`: what was taken of it.
     pub(crate) usage: Option<TokenUsage>,
-    /// Who answered, and who counted, for the record.
-    pub(crate) model_digest: Arc<str>,
+    /// Who counted, for the record.
+    pub(crate) metered_by: &'static str,
     pub(crate) outcome: Outcome,
     /// Choices that came to their end.
     pub(crate) choices: u32,

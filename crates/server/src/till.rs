@@ -44,6 +44,8 @@ pub(crate) struct Arrival {
     pub(crate) response_id: Arc<str>,
     pub(crate) model: Arc<str>,
     pub(crate) model_digest: Arc<str>,
+    /// Who counts its tokens, should it not be said anew at its end; empty where they are sampled here.
+    pub(crate) metered_by: &'static str,
     pub(crate) protocol: &'static str,
     /// The client program as it names itself, or empty.
     pub(crate) client: Arc<str>,
@@ -237,6 +239,7 @@ fn admission(
             },
             model: Arc::clone(&arrival.model),
             model_digest: Arc::clone(&arrival.model_digest),
+            metered_by: arrival.metered_by.into(),
             protocol: Arc::from(arrival.protocol),
             client: Arc::clone(&arrival.client),
             batch: arrival.batch,
@@ -341,10 +344,10 @@ impl Admitted {
         }
     }
 
-    /// Says anew, for the record, what made the answer and counted its tokens.
-    pub(crate) fn made_by(&mut self, model_digest: &Arc<str>) {
+    /// Says anew, for the record, who counted the tokens.
+    pub(crate) fn metered_by(&mut self, by: &'static str) {
         if let Some(hold) = &mut self.hold {
-            hold.made_by(Arc::clone(model_digest));
+            hold.metered_by(by.into());
         }
     }
 

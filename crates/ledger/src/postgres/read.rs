@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 
 use super::connect::Session;
 use super::rows::{
-    LOG_COLUMNS, USAGE_COLUMNS, column, damaged, digest, get, line, number, place, sums, text,
-    unsigned, usage,
+    LOG_COLUMNS, column, damaged, digest, get, line, number, place, sums, text, unsigned, usage,
+    usage_columns,
 };
 use super::{PostgresError, PostgresUrl, verify};
 use crate::book::Operation;
@@ -202,8 +202,8 @@ fn usage_records(
     filter: &UsageFilter,
 ) -> Result<Vec<(u64, crate::UsageRecord)>, PostgresError> {
     let (stream, seq) = place(filter.after);
-    let mut sql =
-        format!("SELECT {USAGE_COLUMNS} FROM mintage.usage WHERE (stream, seq) > ($1, $2)");
+    let columns = usage_columns(client)?;
+    let mut sql = format!("SELECT {columns} FROM mintage.usage WHERE (stream, seq) > ($1, $2)");
     let from_ms = column(filter.from_ms);
     let until_ms = column(if filter.until_ms > 0 { filter.until_ms } else { u64::MAX });
     sql.push_str(" AND end_ms >= $3 AND end_ms < $4");

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use postgres::Row;
 use postgres::types::{FromSql, ToSql, Type};
+use postgres::{GenericClient, Row};
 
 use super::PostgresError;
 use crate::book::{Entry, EntryKind};
@@ -71,9 +71,9 @@ pub(super) fn numeric(row: &Row, column: usize) -> Result<i128, PostgresError> {
 pub(super) const USAGE_COLUMNS: &str = "stream, seq, id, org, project, key, model, model_digest, \
      adapter, protocol, client, batch, arrival_ms, first_token_ms, end_ms, finish, label, quantity, \
      input, cached_input, explicit_cached, cache_created, output, thinking, units, price_version, \
-     amount_pico, currency, free_tokens";
+     amount_pico, currency, free_tokens, metered_by";
 /// Their types.
-pub(super) const USAGE_TYPES: [Type; 29] = [
+pub(super) const USAGE_TYPES: [Type; 30] = [
     Type::INT8,
     Type::INT8,
     Type::TEXT,
@@ -103,7 +103,20 @@ pub(super) const USAGE_TYPES: [Type; 29] = [
     Type::INT8,
     Type::TEXT,
     Type::INT8,
+    Type::TEXT,
 ];
+
+/// The columns as tables of any version have them, which may be read without being brought up to date.
+pub(super) fn usage_columns(client: &mut impl GenericClient) -> Result<String, PostgresError> {
+    let row = client.query_one(
+        "SELECT EXISTS (SELECT 1 FROM information_schema.columns
+         WHERE table_schema = 'mintage' AND table_name = 'usage' AND column_name = 'metered_by')",
+        &[],
+    )?;
+    let has_meter: bool = get(&row, 0)?;
+    let none = || USAGE_COLUMNS.replace("metered_by", "''::text");
+    Ok(if has_meter { USAGE_COLUMNS.to_owned() } else { none() })
+}
 
 type Values = Vec<Box<dyn ToSql + Sync>>;
 
@@ -141,6 +154,7 @@ pub(super) fn usage_values(stream: i64, seq: u64, record: &UsageRecord) -> Value
         Box::new(record.amount.posted_pico().unwrap_or(i64::MAX)),
         text(record.currency.code()),
         int(record.free_tokens),
+        text(&facts.metered_by),
     ]
 }
 
@@ -150,6 +164,7 @@ pub(super) fn usage(row: &Row) -> Result<(u64, UsageRecord), PostgresError> {
         payer: Payer { org: text(row, 3)?, project: text(row, 4)?, key: text(row, 5)? },
         model: text(row, 6)?,
         model_digest: text(row, 7)?,
+        metered_by: text(row, 29)?,
         adapter: text(row, 8)?,
         protocol: text(row, 9)?,
         client: text(row, 10)?,
@@ -165,7 +180,7 @@ pub(super) fn usage(row: &Row) -> Result<(u64, UsageRecord), PostgresError> {
     let quantity = quantity_of(unsigned(row, 17)?);
     let currency: &str = get(row, 27)?;
     let record = UsageRecord {
-        facts,
+        facts: facts.with_meter_apart(),
         outcome,
         quantity: quantity.ok_or_else(|| damaged("an unknown quantity"))?,
         usage: TokenUsage {

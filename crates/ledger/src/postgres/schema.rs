@@ -5,8 +5,12 @@ use super::PostgresError;
 use super::connect::Session;
 
 /// Migrations in order. One that was released never changes.
-const MIGRATIONS: [&str; 3] =
-    [include_str!("0001.sql"), include_str!("0002.sql"), include_str!("0003.sql")];
+const MIGRATIONS: [&str; 4] = [
+    include_str!("0001.sql"),
+    include_str!("0002.sql"),
+    include_str!("0003.sql"),
+    include_str!("0004.sql"),
+];
 /// Names the lock under which migrations run ("mint").
 const LOCK: i64 = 0x6d69_6e74;
 

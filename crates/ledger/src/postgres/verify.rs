@@ -13,11 +13,11 @@ use super::PostgresError;
 use super::connect::Session;
 use super::read;
 use super::rows::{
-    LOG_COLUMNS, USAGE_COLUMNS, column, damaged, digest, get, line, number, numeric, place, text,
-    unsigned, usage,
+    LOG_COLUMNS, column, damaged, digest, get, line, number, numeric, place, text, unsigned, usage,
+    usage_columns,
 };
 use crate::book::{EntryKind, Sums};
-use crate::store::{LogLine, Pruned, Verified, chain};
+use crate::store::{LogLine, Pruned, Verified, chain, of_table};
 
 type Totals = BTreeMap<(i64, Arc<str>, Arc<str>), Sums>;
 /// By account, asset and stream: leased in the pool's logs, received and spent in the gateways'.
@@ -236,8 +236,8 @@ fn pruned(transaction: &mut Transaction<'_>) -> Result<Vec<(i64, i64)>, Postgres
 /// Each posting has its record, as written, unless that has gone away; and no id has two.
 fn records(transaction: &mut Transaction<'_>) -> Result<u64, PostgresError> {
     let pruned = pruned(transaction)?;
-    let columns: Vec<_> =
-        USAGE_COLUMNS.split(", ").map(|name| format!("u.{}", name.trim())).collect();
+    let columns = usage_columns(transaction)?;
+    let columns: Vec<String> = columns.split(", ").map(|name| of_table("u", name)).collect();
     let sql = format!(
         "SELECT {}, l.detail, l.id, l.amount, l.stream, l.seq, u.id IS NULL FROM mintage.log l
          LEFT JOIN mintage.usage u USING (stream, seq) WHERE l.kind = 'post'",
@@ -254,7 +254,7 @@ fn records(transaction: &mut Transaction<'_>) -> Result<u64, PostgresError> {
         }
         let whole = !missing && {
             let (_, record) = usage(&row)?;
-            chain::record(&record) == digest(&row, width)?
+            chain::is_record(&record, &digest(&row, width)?)
                 && *record.facts.id == *get::<&str>(&row, width + 1)?
                 && record.amount.posted_pico() == Some(get(&row, width + 2)?)
         };

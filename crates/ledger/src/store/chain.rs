@@ -51,10 +51,16 @@ pub(crate) fn link(previous: &[u8; 32], seq: u64, at_ms: u64, entry: &Entry) -> 
     fields.end()
 }
 
-/// Digest of a usage record.
+/// Digest of a usage record. One that says who metered it has a tag of its own.
 pub(crate) fn record(record: &UsageRecord) -> [u8; 32] {
-    let mut fields = Fields::new(b"record/1");
     let (facts, outcome) = (&record.facts, &record.outcome);
+    let mut fields = if facts.metered_by.is_empty() {
+        Fields::new(b"record/1")
+    } else {
+        let mut fields = Fields::new(b"record/2");
+        fields.bytes(facts.metered_by.as_bytes());
+        fields
+    };
     for text in [
         &facts.id,
         &facts.payer.org,
@@ -92,6 +98,19 @@ pub(crate) fn record(record: &UsageRecord) -> [u8; 32] {
     }
     fields.number(record.amount.pico());
     fields.end()
+}
+
+/// Whether a record is the one that a digest was made of, be it before `metered_by` was a field.
+pub(crate) fn is_record(found: &UsageRecord, digest: &[u8; 32]) -> bool {
+    if record(found) == *digest {
+        return true;
+    }
+    let facts = &found.facts;
+    if facts.metered_by.is_empty() {
+        return false;
+    }
+    let older = UsageRecord { facts: facts.clone().with_meter_behind_digest(), ..found.clone() };
+    record(&older) == *digest
 }
 
 /// Digest of a version of a document.

@@ -22,7 +22,7 @@ pub use sqlite::{SqliteStore, Synchronous};
 pub(crate) use sums::amount as amount_of_parts;
 pub use sums::{MAX_SUMS_PER_READ, SumsFilter, UsageSums};
 pub use verify::Verified;
-pub(crate) use verify::answer_sum;
+pub(crate) use verify::{answer_sum, of_table};
 
 use crate::book::{Entry, Kept, Operation};
 use crate::usage::UsageRecord;

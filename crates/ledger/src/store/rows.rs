@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Row, params};
+use rusqlite::{Connection, Row, params};
 
 use super::{LogLine, StoreError};
 use crate::book::{Entry, EntryKind};
 use crate::money::Amount;
 use crate::usage::{Outcome, Payer, Quantity, RequestFacts, TokenUsage, UsageRecord};
 
+/// The version of the file in which a record got the column.
+const METERED_BY_SINCE: i64 = 3;
 const QUANTITIES: [(Quantity, u64); 3] =
     [(Quantity::Tokens, 0), (Quantity::TrainingTokens, 1), (Quantity::DeploymentMs, 2)];
 
@@ -40,7 +42,14 @@ fn text(row: &Row<'_>, index: usize) -> rusqlite::Result<Arc<str>> {
 pub(super) const USAGE_COLUMNS: &str = "seq, id, org, project, key, model, model_digest, adapter, \
      protocol, client, batch, arrival_ms, first_token_ms, end_ms, finish, label, quantity, input, \
      cached_input, explicit_cached, cache_created, output, thinking, units, price_version, \
-     amount_pico, currency, free_tokens";
+     amount_pico, currency, free_tokens, metered_by";
+
+/// The same as a file of any version has them, which may be read without being brought up to date.
+pub(super) fn usage_columns(connection: &Connection) -> rusqlite::Result<String> {
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let has_meter = version >= METERED_BY_SINCE;
+    Ok(if has_meter { USAGE_COLUMNS.to_owned() } else { USAGE_COLUMNS.replace("metered_by", "''") })
+}
 
 pub(super) fn insert_usage(
     statement: &mut rusqlite::Statement<'_>,
@@ -77,6 +86,7 @@ pub(super) fn insert_usage(
         record.amount.posted_pico().unwrap_or(i64::MAX),
         record.currency.code(),
         column(record.free_tokens),
+        facts.metered_by,
     ])?;
     Ok(())
 }
@@ -87,6 +97,7 @@ pub(super) fn usage(row: &Row<'_>) -> rusqlite::Result<(u64, UsageRecord)> {
         payer: Payer { org: text(row, 2)?, project: text(row, 3)?, key: text(row, 4)? },
         model: text(row, 5)?,
         model_digest: text(row, 6)?,
+        metered_by: text(row, 28)?,
         adapter: text(row, 7)?,
         protocol: text(row, 8)?,
         client: text(row, 9)?,
@@ -103,7 +114,7 @@ pub(super) fn usage(row: &Row<'_>) -> rusqlite::Result<(u64, UsageRecord)> {
     let out_of_range = || rusqlite::Error::IntegralValueOutOfRange(16, column(code));
     let currency: String = row.get(26)?;
     let record = UsageRecord {
-        facts,
+        facts: facts.with_meter_apart(),
         outcome,
         quantity: quantity_of(code).ok_or_else(out_of_range)?,
         usage: TokenUsage {

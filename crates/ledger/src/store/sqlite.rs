@@ -30,7 +30,8 @@ const MIN_SQLITE: i32 = 3_051_003;
 /// What a file of ours says it is ("MNTG").
 const APPLICATION_ID: i64 = 0x4d4e_5447;
 /// One script a version; a script never changes once released.
-const MIGRATIONS: [&str; 2] = [include_str!("schema_1.sql"), include_str!("schema_2.sql")];
+const MIGRATIONS: [&str; 3] =
+    [include_str!("schema_1.sql"), include_str!("schema_2.sql"), include_str!("schema_3.sql")];
 /// How long a reader or a backup may make a writer wait.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The write-ahead log is folded into the file after so many rows.
@@ -528,7 +529,7 @@ fn insert_usage() -> String {
     // Built at each call and cheap beside the row; the prepared statement is found by its text.
     format!(
         "INSERT INTO usage ({}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, \
-         ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28)",
+         ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29)",
         rows::USAGE_COLUMNS
     )
 }
@@ -575,7 +576,8 @@ pub(crate) struct SqliteReader {
 
 impl Reader for SqliteReader {
     fn usage(&mut self, filter: &UsageFilter) -> Result<Vec<(u64, UsageRecord)>, StoreError> {
-        let mut sql = format!("SELECT {} FROM usage WHERE seq > ?", rows::USAGE_COLUMNS);
+        let columns = rows::usage_columns(&self.connection).map_err(sqlite_error)?;
+        let mut sql = format!("SELECT {columns} FROM usage WHERE seq > ?");
         let mut values: Vec<rusqlite::types::Value> = vec![rows::column(filter.after).into()];
         let wanted = [
             ("id", &filter.id),

@@ -120,11 +120,17 @@ fn pruned(connection: &Connection) -> Result<u64, StoreError> {
     Ok(pruned.and_then(|pruned| pruned.upto.first().copied()).unwrap_or(0))
 }
 
+/// A column of a table, or a value in its place as it stands.
+pub(crate) fn of_table(table: &str, column: &str) -> String {
+    let column = column.trim();
+    if column.starts_with('\'') { column.to_owned() } else { format!("{table}.{column}") }
+}
+
 /// Each posting has its record, as written, unless that has gone away; and no id has two.
 fn records(connection: &Connection) -> Result<u64, StoreError> {
     let pruned = pruned(connection)?;
-    let columns: Vec<_> =
-        rows::USAGE_COLUMNS.split(", ").map(|name| format!("usage.{}", name.trim())).collect();
+    let columns = rows::usage_columns(connection).map_err(sqlite_error)?;
+    let columns: Vec<String> = columns.split(", ").map(|name| of_table("usage", name)).collect();
     let sql = format!(
         "SELECT {}, log.detail, log.id, log.amount FROM log LEFT JOIN usage USING (seq) \
          WHERE log.kind = ?1 AND log.seq > ?2 ORDER BY log.seq",
@@ -138,7 +144,7 @@ fn records(connection: &Connection) -> Result<u64, StoreError> {
             let detail: [u8; 32] = row.get(width)?;
             let id: Arc<str> = row.get(width + 1)?;
             let amount: i64 = row.get(width + 2)?;
-            let whole = chain::record(&record) == detail
+            let whole = chain::is_record(&record, &detail)
                 && record.facts.id == id
                 && record.amount.posted_pico() == Some(amount);
             Ok((seq, whole))

@@ -16,8 +16,9 @@ use crate::rig::{admission, admit, ended, tokens, usage};
 type Check = (&'static str, fn(&Ground));
 
 /// The suite that every store passes.
-const SUITE: [Check; 13] = [
+const SUITE: [Check; 14] = [
     ("sums_are_those_of_the_records", sums_are_those_of_the_records),
+    ("who_metered_is_told_of_old_and_new", who_metered_is_told_of_old_and_new),
     ("old_records_go_and_the_chain_stays", old_records_go_and_the_chain_stays),
     ("what_is_settled_is_there_after_a_restart", what_is_settled_is_there_after_a_restart),
     ("an_operation_acts_once", an_operation_acts_once),
@@ -299,6 +300,52 @@ fn old_records_go_and_the_chain_stays(ground: &Ground) {
     assert!(
         !spent.is_zero() && ledger.usage(&UsageFilter::default()).unwrap()[0].1.amount == spent
     );
+}
+
+/// Who metered a record stands in a column of its own. What was written before there was one, behind the model's digest,
+/// stays as its line of the log says, is read the same way, and so are tables that nobody brought up to date.
+fn who_metered_is_told_of_old_and_new(ground: &Ground) {
+    let far = "upstream:host/model";
+    let add = |ledger: &Ledger, id: &str, digest: &str, by: [&str; 2]| {
+        let mut admission = admission(id, "acme", 10, 5);
+        admission.facts.model_digest = digest.into();
+        admission.facts.metered_by = by[0].into();
+        let mut hold = ledger.admit(admission, |_| Ok::<(), ()>(())).unwrap();
+        hold.metered_by(by[1].into());
+        ledger.settle(hold, usage(10, 5), ended(), Together::default()).wait().unwrap();
+    };
+    let ledger = ground.funded(1_000);
+    add(&ledger, "a", "sha256:1", ["", ""]);
+    add(&ledger, "b", &format!("{far} metered_by=own"), ["", ""]);
+    drop(ledger);
+    ground.before_metered_by();
+    let old = [("a", "sha256:1", ""), ("b", far, "own")];
+    assert_eq!(ground.verified().unwrap().records, 2);
+    let exported = ground.exported();
+    let records = exported.lines().filter_map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line.get("usage_record").cloned()
+    });
+    let records: Vec<_> = records.collect();
+    assert_eq!(records.len(), old.len());
+    for (record, (id, digest, by)) in records.iter().zip(old) {
+        let told = ["id", "model_digest", "metered_by"].map(|name| record[name].as_str().unwrap());
+        assert_eq!(told, [id, digest, by]);
+    }
+    let ledger = ground.open();
+    add(&ledger, "c", far, ["own", "upstream"]);
+    let records = ledger.usage(&UsageFilter::default()).unwrap();
+    let told: Vec<[&str; 3]> = records
+        .iter()
+        .map(|(_, record)| &record.facts)
+        .map(|facts| [&*facts.id, &*facts.model_digest, &*facts.metered_by])
+        .collect();
+    assert_eq!(told, [["a", "sha256:1", ""], ["b", far, "own"], ["c", far, "upstream"]]);
+    assert_eq!(ledger.verify().unwrap().records, 3);
+    drop(ledger);
+    ground.run("UPDATE usage SET metered_by = 'own' WHERE id = 'c'");
+    let error = ground.verified().unwrap_err().to_string();
+    assert!(error.contains("is not what was written"), "{error}");
 }
 
 const SPAN_MS: u64 = 60_000;

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use mintage_ledger::{Currency, Ledger, PostgresStore, PostgresUrl};
+use mintage_ledger::{
+    Currency, Ledger, LedgerError, PostgresStore, PostgresUrl, Verified, export_file,
+    export_shared, verify_file, verify_shared,
+};
 use postgres::NoTls;
 
 use crate::cluster::Cluster;
@@ -44,6 +47,48 @@ impl Ground {
         let ledger = self.open();
         ledger.topup("t1", "acme", Currency::CNY, tokens(count)).unwrap().wait().unwrap();
         ledger
+    }
+
+    /// Changes what is stored behind the ledger's back.
+    pub(crate) fn run(&self, sql: &str) {
+        match self {
+            Self::Sqlite(folder) => {
+                let file = rusqlite::Connection::open(folder.path().join("ledger.sqlite"));
+                file.unwrap().execute_batch(sql).unwrap();
+            }
+            Self::Postgres(_, url) => {
+                let mut client = postgres::Client::connect(url, NoTls).unwrap();
+                client.batch_execute(&format!("SET search_path TO mintage; {sql}")).unwrap();
+            }
+        }
+    }
+
+    /// The tables as they were before records had the column.
+    pub(crate) fn before_metered_by(&self) {
+        self.run("ALTER TABLE usage DROP COLUMN metered_by");
+        self.run(if self.is_postgres() {
+            "DELETE FROM migration WHERE version >= 4"
+        } else {
+            "PRAGMA user_version = 2"
+        });
+    }
+
+    /// As a command verifies it, without bringing it up to date.
+    pub(crate) fn verified(&self) -> Result<Verified, LedgerError> {
+        match self {
+            Self::Sqlite(folder) => verify_file(folder.path()),
+            Self::Postgres(url, _) => verify_shared(url),
+        }
+    }
+
+    /// As a command exports it.
+    pub(crate) fn exported(&self) -> String {
+        let mut out = Vec::new();
+        match self {
+            Self::Sqlite(folder) => export_file(folder.path(), &mut out).unwrap(),
+            Self::Postgres(url, _) => export_shared(url, &mut out).unwrap(),
+        }
+        String::from_utf8(out).unwrap()
     }
 
     /// What another process finds where the first one still believes itself alive: the files as they are, or the

@@ -32,6 +32,10 @@ pub(crate) use request::{chat, text};
 
 use crate::answer::Part;
 
+/// Who counted the tokens of an answer, as records have it: the service reported them, or they were counted here.
+pub(crate) const BY_UPSTREAM: &str = "upstream";
+pub(crate) const BY_OURSELVES: &str = "own";
+
 /// A service that answers in text. One attempt at a time; when to try again is not its business.
 pub(crate) trait Upstream: Send + Sync {
     /// Sends the request and resolves once the first event of the answer came.

@@ -21,7 +21,7 @@ use mintage_model::SpecialTokens;
 use tokio::sync::{mpsc, oneshot};
 
 use super::config::OnDisconnect;
-use super::{Ask, Failure, Heard, Hearing, RemoteModel};
+use super::{Ask, BY_OURSELVES, BY_UPSTREAM, Failure, Heard, Hearing, RemoteModel};
 use crate::answer::{EndReason, Part};
 use crate::error::ApiError;
 use crate::metered::{Meter, Relayed};
@@ -356,7 +356,7 @@ impl Task {
         };
         let relayed = Relayed {
             usage,
-            model_digest: Arc::clone(remote.digest(reported.is_some())),
+            metered_by: if reported.is_some() { BY_UPSTREAM } else { BY_OURSELVES },
             outcome,
             choices: self.heard.ended,
             fault,

@@ -29,9 +29,8 @@ const OUTCOMES: [&str; 9] = [
 /// A service that answers under a model's name.
 pub(crate) struct RemoteModel {
     pub(crate) config: UpstreamConfig,
-    /// For records of usage, where models of ours have the digest of their files: who answered, and who counted. The
-    /// first where the tokens are counted here.
-    digests: [Arc<str>; 2],
+    /// For records of usage, where models of ours have the digest of their files.
+    pub(crate) digest: Arc<str>,
     upstream: Box<dyn Upstream>,
     breaker: Mutex<Breaker>,
     places: Arc<Semaphore>,
@@ -56,8 +55,7 @@ impl RemoteModel {
         let upstream = Box::new(HttpUpstream::new(&config)?);
         let host = config.egress().allow_hosts.concat();
         Ok(Self {
-            digests: ["own", "upstream"]
-                .map(|by| format!("upstream:{host}/{} metered_by={by}", config.model).into()),
+            digest: format!("upstream:{host}/{}", config.model).into(),
             upstream,
             breaker: Mutex::new(Breaker::new(config.breaker())),
             places: Arc::new(Semaphore::new(config.max_in_flight.min(Semaphore::MAX_PERMITS))),
@@ -68,12 +66,6 @@ impl RemoteModel {
             contradictions: AtomicU64::new(0),
             config,
         })
-    }
-
-    /// For records: who answered, and whether the service reported the tokens or they were counted here.
-    pub(crate) fn digest(&self, is_reported: bool) -> &Arc<str> {
-        let [own, upstream] = &self.digests;
-        if is_reported { upstream } else { own }
     }
 
     /// Whether it would be asked now.

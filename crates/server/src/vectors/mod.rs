@@ -188,6 +188,7 @@ fn submit(
         response_id: job.id.as_str().into(),
         model: model.name.as_str().into(),
         model_digest: Arc::clone(&model.digest),
+        metered_by: "",
         protocol: job.protocol,
         client: Arc::clone(&incoming.client),
         prompt_tokens,

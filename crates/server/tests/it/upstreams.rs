@@ -37,6 +37,11 @@ fn only(records: std::collections::BTreeMap<String, UsageRecord>) -> UsageRecord
     records.into_values().next().unwrap()
 }
 
+/// Who answered, and who counted.
+pub(crate) fn answered(record: &UsageRecord) -> (&str, &str) {
+    (&record.facts.model_digest, &record.facts.metered_by)
+}
+
 /// The last event of a stream that OpenAI's dialect writes is no JSON.
 fn without_done(reply: Reply) -> Reply {
     let body = reply.body.replace("data: [DONE]\n\n", "");
@@ -81,7 +86,8 @@ async fn every_dialect_speaks_through_it_and_costs_the_same_on_both_sides() {
     let usage = |record: &UsageRecord| record.usage;
     for record in front_records.values() {
         assert_eq!((&*record.facts.model, &*record.outcome.finish), (FAR, "stop"));
-        assert_eq!(&*record.facts.model_digest, "upstream:127.0.0.1/scripted metered_by=upstream");
+        assert_eq!(answered(record), ("upstream:127.0.0.1/scripted", "upstream"));
+        assert!(back_records.values().all(|record| record.facts.metered_by.is_empty()));
         assert!(back_records.values().any(|other| usage(other) == record.usage), "{record:?}");
     }
     assert!(front.engine.requests().is_empty(), "the own engine was not asked");
@@ -244,7 +250,7 @@ async fn an_answer_that_nobody_waits_for_is_read_for_a_bounded_time_or_cancelled
         // No usage came: a token for each piece, none for the prompt, which nobody here can count.
         let record = only(front.settled(1).await);
         assert_eq!((record.usage.input, record.usage.output), (0, 3));
-        assert_eq!(&*record.facts.model_digest, "upstream:127.0.0.1/scripted metered_by=own");
+        assert_eq!(answered(&record), ("upstream:127.0.0.1/scripted", "own"));
         front.metric("mintage_upstream_counted_here_total{upstream=\"far\"} 1").await;
     }
 }
