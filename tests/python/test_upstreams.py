@@ -7,14 +7,20 @@ import time
 import types
 
 import anthropic
+import dashscope
 import httpx
 import kill
+import ollama
 import openai
 import pytest
 import soak
 
 BINARY, MODELS = os.environ.get("MINTAGE_BIN"), os.environ.get("MINTAGE_TEST_MODELS")
 pytestmark = pytest.mark.skipif(not (BINARY and MODELS), reason="MINTAGE_BIN or MINTAGE_TEST_MODELS is not set")
+
+EMBEDDER = "all-minilm-l6-v2"
+EMBEDDER_FOLDER = os.path.join(MODELS or "", EMBEDDER)
+TEXTS = ["red", "green and blue", "a dog barks"]
 
 QUESTION = [{"role": "user", "content": "Name three colours, and nothing else."}]
 TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather of a city.", "parameters": {
@@ -37,6 +43,16 @@ context_tokens = 4096
 allow_private_address = true
 max_retries = 0
 
+[[upstream]]
+name = "far-vectors"
+base_url = "{url}/v1"
+model = "all-minilm-l6-v2"
+task = "embed"
+api_key_env = "FAR_KEY"
+flavour = "mintage"
+context_tokens = 256
+allow_private_address = true
+
 [[route]]
 name = "either"
 targets = [{{ model = "gone", weight = 1 }}, {{ model = "far", weight = 0 }}]
@@ -48,7 +64,8 @@ def back(tmp_path_factory):
     """The server behind: URL, folder, model."""
     folder = str(tmp_path_factory.mktemp("back"))
     model = os.path.join(MODELS, "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf")
-    with soak.running(types.SimpleNamespace(bin=BINARY, model=model), folder) as (_, url):
+    beside = {"MINTAGE_EMBEDDING_MODELS": EMBEDDER_FOLDER} if os.path.isdir(EMBEDDER_FOLDER) else {}
+    with soak.running(types.SimpleNamespace(bin=BINARY, model=model), folder, environment=beside) as (_, url):
         client = openai.OpenAI(base_url=url + "/v1", api_key=soak.KEY)
         yield url, folder, client.models.list().data[0].id
 
@@ -150,7 +167,30 @@ def test_a_name_that_is_gone_is_told_so(clients):
     with pytest.raises(openai.InternalServerError) as caught:
         clients[1].chat.completions.create(model="gone", messages=QUESTION)
     assert (caught.value.status_code, caught.value.code) == (503, "upstream_unavailable")
-    assert [model.id for model in clients[1].models.list()] == ["far", "gone", "either"]
+    assert [model.id for model in clients[1].models.list()] == ["far", "gone", "far-vectors", "either"]
+
+
+@pytest.mark.skipif(not os.path.isdir(EMBEDDER_FOLDER), reason=f"no {EMBEDDER}")
+def test_vectors_are_the_same_through_it(clients, back, front, monkeypatch):
+    behind, before = clients
+    for more in ({}, {"encoding_format": "float"}):
+        direct = behind.embeddings.create(model=EMBEDDER, input=TEXTS, **more)
+        through = before.embeddings.create(model="far-vectors", input=TEXTS, **more)
+        assert [one.embedding for one in through.data] == [one.embedding for one in direct.data]
+        assert (through.model, through.usage) == ("far-vectors", direct.usage)
+        assert newest(front[1]) == newest(back[1]) == (through.usage.prompt_tokens, 0)
+    expected = [one.embedding for one in direct.data]
+    headers = {"authorization": f"Bearer {soak.KEY}"}
+    with_ollama = ollama.Client(host=front[0], headers=headers).embed(model="far-vectors", input=TEXTS)
+    assert [list(one) for one in with_ollama.embeddings] == expected
+    monkeypatch.setattr(dashscope, "base_http_api_url", front[0] + "/api/v1")
+    monkeypatch.setattr(dashscope, "api_key", soak.KEY)
+    reply = dashscope.TextEmbedding.call(model="far-vectors", input=TEXTS)
+    assert reply.status_code == 200, reply
+    assert [one["embedding"] for one in reply.output["embeddings"]] == expected
+    assert newest(front[1]) == (reply.usage["total_tokens"], 0)
+    answered = {(row["model_digest"], row["metered_by"]) for row in kill.records(front[1])[0]}
+    assert (f"upstream:127.0.0.1/{EMBEDDER}", "upstream") in answered
 
 
 def test_a_client_that_hangs_up_pays_what_the_service_counted(clients, back, front):

@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mintage_hub::Hub;
-use mintage_server::{ApiKey, Flavour, OnDisconnect, RouteConfig, RouteTarget, UpstreamConfig};
+use mintage_server::{
+    ApiKey, Flavour, OnDisconnect, RouteConfig, RouteTarget, UpstreamConfig, UpstreamTask,
+};
 use serde::Deserialize;
 
+use crate::config::ModelTask;
 use crate::keys_folder::now_unix;
 use crate::load;
 use crate::pull_progress::PullProgress;
@@ -24,11 +27,14 @@ const KEY_BYTES_MAX: u64 = 16 << 10;
 pub(crate) struct UpstreamSettings {
     /// What clients call it.
     pub(crate) name: String,
-    /// Up to what stands before `/chat/completions`.
+    /// Up to what stands before `/chat/completions`, `/embeddings` or `/rerank`.
     pub(crate) base_url: String,
     /// What the service calls the model; `name` where it is left out.
     pub(crate) model: Option<String>,
-    /// Tokens of prompt and answer together.
+    /// What it does.
+    #[serde(default = "task")]
+    pub(crate) task: ModelTask,
+    /// Tokens of prompt and answer together, or of an input.
     pub(crate) context_tokens: u32,
     /// Of an answer without a limit, and the most that can be asked for; 0 leaves it to the context.
     #[serde(default)]
@@ -65,6 +71,10 @@ pub(crate) struct UpstreamSettings {
     /// How long an answer is read on that nobody waits for; 0 cancels it.
     #[serde(default = "drain_timeout_s")]
     pub(crate) drain_timeout_s: u64,
+}
+
+fn task() -> ModelTask {
+    ModelTask::Generate
 }
 
 fn connect_timeout_s() -> u64 {
@@ -138,6 +148,11 @@ impl UpstreamSettings {
         let model = self.model.as_deref().unwrap_or(&self.name);
         let drain = Duration::from_secs(self.drain_timeout_s);
         Ok(UpstreamConfig {
+            task: match self.task {
+                ModelTask::Generate => UpstreamTask::Generate,
+                ModelTask::Embed => UpstreamTask::Embed,
+                ModelTask::Rerank => UpstreamTask::Rerank,
+            },
             api_key: self.api_key()?,
             flavour: match self.flavour {
                 FlavourSetting::Openai => Flavour::Openai,
@@ -249,12 +264,14 @@ mod tests {
                 (config.connect_timeout, config.first_event_timeout, config.idle_timeout),
                 (config.max_retries, config.breaker_failures, config.breaker_pause),
                 (config.max_in_flight, config.on_disconnect, config.flavour),
-                (config.allow_private_address, config.api_key.is_some()),
+                (config.allow_private_address, config.api_key.is_some(), config.task),
             )
         };
         assert_eq!(shown(&ours), shown(&servers));
         let cancelled = upstream("drain_timeout_s = 0").config(&hub).unwrap();
         assert_eq!(cancelled.on_disconnect, OnDisconnect::Cancel);
+        let embeds = upstream("task = \"embed\"").config(&hub).unwrap();
+        assert_eq!(embeds.task, UpstreamTask::Embed);
     }
 
     #[test]

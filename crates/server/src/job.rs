@@ -12,7 +12,9 @@ use futures_util::StreamExt;
 use futures_util::stream::{BoxStream, SelectAll};
 use mintage_ledger::limits::Standings;
 use mintage_ledger::{KeptAnswer, TokenUsage};
-use mintage_model::{GenerateRequest, Grammar, Priority, SubmitError, Thinking, TokenId};
+use mintage_model::{
+    GenerateRequest, Grammar, Priority, SubmitError, Thinking, TokenId, VectorTask,
+};
 use tokio::sync::{oneshot, watch};
 
 use crate::answer::{Calls, Choice, ChoiceOptions, Part};
@@ -27,7 +29,7 @@ use crate::idempotency::Keeping;
 use crate::metered::{Meter, RequestFacts, Settling};
 use crate::options::{Options, choice_seed};
 use crate::request_id::{RequestId, random_hex};
-use crate::served::{Ability, ModelSet, ServedModel, Target};
+use crate::served::{ModelSet, ServedModel, Target};
 use crate::till::{Admitted, Arrival, Settled, unix_ms};
 use crate::upstream::{Bounds, Relay};
 
@@ -95,11 +97,11 @@ pub(crate) fn find_model(models: &ModelSet, name: &str) -> Result<Arc<ServedMode
 
 /// Why nothing of this name says tokens here.
 fn no_tokens(models: &ModelSet, name: &str) -> ApiError {
-    let what = match models.vectors(name).map(|model| model.ability()) {
-        Some(Ability::Embed) => {
+    let what = match models.vector_task(name) {
+        Some(VectorTask::Embed) => {
             "makes embeddings and says nothing; ask it through `/v1/embeddings`"
         }
-        Some(Ability::Rerank | Ability::Text) => "scores documents; ask it through `/v1/rerank`",
+        Some(VectorTask::Rerank) => "scores documents; ask it through `/v1/rerank`",
         None if models.knows(name) => return not_here(name),
         None => return no_model(name),
     };
@@ -453,7 +455,7 @@ impl Job {
 }
 
 /// When a request must be over.
-fn deadline(app: &App, incoming: &Incoming) -> Instant {
+pub(crate) fn deadline(app: &App, incoming: &Incoming) -> Instant {
     match &incoming.line {
         Some(line) => line.deadline,
         None => incoming.arrival + app.limits.request_timeout,

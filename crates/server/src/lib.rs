@@ -59,5 +59,7 @@ pub use routes::{RouteConfig, RouteTarget};
 pub use served::{ModelSetError, Models, ServedModel, VectorModel};
 pub use storage::{AnswerLimits, StorageConfig, StorageError};
 pub use till::{Billing, PriceSource};
-pub use upstream::{ApiKey, Flavour, OnDisconnect, UpstreamConfig, UpstreamError};
+pub use upstream::{
+    ApiKey, Flavour, OnDisconnect, UpstreamConfig, UpstreamError, UpstreamTask,
+};
 pub use webhooks::WebhookPolicy;

@@ -1,7 +1,7 @@
 //! What answers, and the names under which clients find it: models of ours, services behind a name, routes over both.
 //!
-//! Models of ours are of two kinds: those that say tokens, and those that make vectors. Who looks for one kind never gets
-//! the other.
+//! All of them are of two kinds: those that say tokens, and those that make vectors. Who looks for one kind never gets the
+//! other, and a route leads to one kind only.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use mintage_model::{
 };
 
 use crate::routes::{self, RouteConfig};
-use crate::upstream::{BY_OURSELVES, RemoteModel, UpstreamConfig, UpstreamError};
+use crate::upstream::{BY_OURSELVES, RemoteModel, UpstreamConfig, UpstreamError, UpstreamTask};
 
 /// A model ready to answer.
 pub struct ServedModel {
@@ -60,19 +60,7 @@ pub struct VectorModel {
 
 impl VectorModel {
     pub(crate) fn ability(&self) -> Ability {
-        match self.text.task() {
-            VectorTask::Embed => Ability::Embed,
-            VectorTask::Rerank => Ability::Rerank,
-        }
-    }
-
-    fn listed(&self, name: &str) -> Listed {
-        Listed {
-            name: name.to_owned(),
-            created_unix: self.created_unix,
-            context_length: self.engine.info().context_length,
-            ability: self.ability(),
-        }
+        self.text.task().into()
     }
 }
 
@@ -102,6 +90,15 @@ pub(crate) enum Ability {
     Rerank,
 }
 
+impl From<VectorTask> for Ability {
+    fn from(task: VectorTask) -> Self {
+        match task {
+            VectorTask::Embed => Self::Embed,
+            VectorTask::Rerank => Self::Rerank,
+        }
+    }
+}
+
 /// Why models cannot be served together.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ModelSetError {
@@ -120,6 +117,14 @@ pub enum ModelSetError {
     /// A route leads to what is not there.
     #[error("the route `{route}` leads to `{target}`, which is neither a model nor an upstream")]
     UnknownTarget {
+        /// Its name.
+        route: String,
+        /// What it names.
+        target: String,
+    },
+    /// A route leads to what cannot stand in for each other.
+    #[error("the route `{route}`: `{target}` does something else than its first target")]
+    MixedRoute {
         /// Its name.
         route: String,
         /// What it names.
@@ -169,7 +174,57 @@ impl Target {
             Self::Remote(remote) => remote.config.tokenizer.as_ref(),
         }
     }
+}
 
+/// Who makes vectors for a request.
+#[derive(Clone)]
+pub(crate) enum VectorTarget {
+    /// An engine here.
+    Own(Arc<VectorModel>),
+    /// Another service.
+    Remote(Arc<RemoteModel>),
+}
+
+impl VectorTarget {
+    /// As prices, records and answers call it.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Own(model) => &model.name,
+            Self::Remote(remote) => &remote.config.name,
+        }
+    }
+
+    /// What its vectors are.
+    pub(crate) fn task(&self) -> VectorTask {
+        match self {
+            Self::Own(model) => model.text.task(),
+            Self::Remote(remote) if remote.config.task == UpstreamTask::Rerank => {
+                VectorTask::Rerank
+            }
+            Self::Remote(_) => VectorTask::Embed,
+        }
+    }
+}
+
+/// What a name or a route may lead to.
+trait Answers: Clone {
+    /// Whether it would answer now.
+    fn is_healthy(&self) -> bool;
+    fn ability(&self) -> Ability;
+    fn created_unix(&self) -> u64;
+    fn context_length(&self) -> u32;
+
+    fn listed(&self, name: &str) -> Listed {
+        Listed {
+            name: name.to_owned(),
+            created_unix: self.created_unix(),
+            context_length: self.context_length(),
+            ability: self.ability(),
+        }
+    }
+}
+
+impl Answers for Target {
     fn is_healthy(&self) -> bool {
         match self {
             // What it cannot take it refuses at once.
@@ -178,12 +233,49 @@ impl Target {
         }
     }
 
-    fn listed(&self, name: &str) -> Listed {
-        let (created_unix, context_length) = match self {
-            Self::Own(model) => (model.created_unix, model.engine.info().context_length),
-            Self::Remote(remote) => (remote.config.created_unix, remote.config.context_length),
-        };
-        Listed { name: name.to_owned(), created_unix, context_length, ability: Ability::Text }
+    fn ability(&self) -> Ability {
+        Ability::Text
+    }
+
+    fn created_unix(&self) -> u64 {
+        match self {
+            Self::Own(model) => model.created_unix,
+            Self::Remote(remote) => remote.config.created_unix,
+        }
+    }
+
+    fn context_length(&self) -> u32 {
+        match self {
+            Self::Own(model) => model.engine.info().context_length,
+            Self::Remote(remote) => remote.config.context_length,
+        }
+    }
+}
+
+impl Answers for VectorTarget {
+    fn is_healthy(&self) -> bool {
+        match self {
+            Self::Own(_) => true,
+            Self::Remote(remote) => remote.is_healthy(),
+        }
+    }
+
+    fn ability(&self) -> Ability {
+        self.task().into()
+    }
+
+    fn created_unix(&self) -> u64 {
+        match self {
+            Self::Own(model) => model.created_unix,
+            Self::Remote(remote) => remote.config.created_unix,
+        }
+    }
+
+    fn context_length(&self) -> u32 {
+        match self {
+            Self::Own(model) => model.engine.info().context_length,
+            Self::Remote(remote) => remote.config.context_length,
+        }
     }
 }
 
@@ -197,9 +289,9 @@ pub(crate) struct Listed {
     pub(crate) ability: Ability,
 }
 
-struct Route {
+struct Route<T> {
     name: String,
-    targets: Vec<(u32, Target)>,
+    targets: Vec<(u32, T)>,
 }
 
 /// What answers, by name.
@@ -207,9 +299,10 @@ pub(crate) struct ModelSet {
     models: Vec<Arc<ServedModel>>,
     vectors: Vec<Arc<VectorModel>>,
     remotes: Vec<Arc<RemoteModel>>,
-    routes: Vec<Route>,
+    routes: Vec<Route<Target>>,
+    vector_routes: Vec<Route<VectorTarget>>,
     by_name: HashMap<String, Target>,
-    vectors_by_name: HashMap<String, Arc<VectorModel>>,
+    vectors_by_name: HashMap<String, VectorTarget>,
 }
 
 impl ModelSet {
@@ -225,64 +318,100 @@ impl ModelSet {
         let models: Vec<Arc<ServedModel>> = models.into_iter().map(Arc::new).collect();
         let remotes = upstreams.into_iter().map(|config| RemoteModel::new(config).map(Arc::new));
         let remotes: Vec<Arc<RemoteModel>> = remotes.collect::<Result<_, _>>()?;
-        let mut by_name = HashMap::new();
-        let mut add =
-            |name: &str, target: &Target| match by_name.insert(name.to_owned(), target.clone()) {
-                None => Ok(()),
-                Some(_) => Err(ModelSetError::DuplicateName(name.to_owned())),
-            };
-        for model in &models {
-            let target = Target::Own(Arc::clone(model));
-            let aliases = model.aliases.iter().filter(|alias| **alias != model.name);
-            for name in std::iter::once(&model.name).chain(aliases) {
-                add(name, &target)?;
-            }
-        }
-        for remote in &remotes {
-            add(&remote.config.name, &Target::Remote(Arc::clone(remote)))?;
-        }
         let vectors: Vec<Arc<VectorModel>> = vectors.into_iter().map(Arc::new).collect();
-        let mut vectors_by_name = HashMap::new();
-        for model in &vectors {
-            let aliases = model.aliases.iter().filter(|alias| **alias != model.name);
-            for name in std::iter::once(&model.name).chain(aliases) {
-                let earlier = vectors_by_name.insert(name.clone(), Arc::clone(model));
-                if earlier.is_some() || by_name.contains_key(name) {
-                    return Err(ModelSetError::DuplicateName(name.clone()));
-                }
-            }
-        }
-        let routes_to = Vec::new();
-        let mut set =
-            Self { models, vectors, remotes, routes: routes_to, by_name, vectors_by_name };
+        let mut set = Self {
+            models,
+            vectors,
+            remotes,
+            routes: Vec::new(),
+            vector_routes: Vec::new(),
+            by_name: HashMap::new(),
+            vectors_by_name: HashMap::new(),
+        };
+        set.add_names()?;
         for route in routes {
             set.add_route(route)?;
         }
         Ok(set)
     }
 
-    fn add_route(&mut self, config: RouteConfig) -> Result<(), ModelSetError> {
-        let RouteConfig { name, targets } = config;
-        if targets.is_empty() {
-            return Err(ModelSetError::NoTargets(name));
+    /// Of models with their aliases, and of services.
+    fn add_names(&mut self) -> Result<(), ModelSetError> {
+        for model in self.models.clone() {
+            let aliases = model.aliases.iter().filter(|alias| **alias != model.name);
+            for name in std::iter::once(&model.name).chain(aliases) {
+                self.free(name)?.by_name.insert(name.clone(), Target::Own(Arc::clone(&model)));
+            }
         }
-        if self.knows(&name) {
-            return Err(ModelSetError::DuplicateName(name));
+        for model in self.vectors.clone() {
+            let aliases = model.aliases.iter().filter(|alias| **alias != model.name);
+            for name in std::iter::once(&model.name).chain(aliases) {
+                let target = VectorTarget::Own(Arc::clone(&model));
+                self.free(name)?.vectors_by_name.insert(name.clone(), target);
+            }
         }
-        let find = |target: &routes::RouteTarget| match self.by_name.get(&target.model) {
-            Some(found) => Ok((target.weight, found.clone())),
-            None => Err(ModelSetError::UnknownTarget {
-                route: name.clone(),
-                target: target.model.clone(),
-            }),
-        };
-        let targets = targets.iter().map(find).collect::<Result<_, _>>()?;
-        self.routes.push(Route { name, targets });
+        for remote in self.remotes.clone() {
+            let name = remote.config.name.clone();
+            let set = self.free(&name)?;
+            if remote.config.task == UpstreamTask::Generate {
+                set.by_name.insert(name, Target::Remote(remote));
+            } else {
+                set.vectors_by_name.insert(name, VectorTarget::Remote(remote));
+            }
+        }
         Ok(())
     }
 
-    fn route(&self, name: &str) -> Option<&Route> {
+    /// Itself, where the name is free.
+    fn free(&mut self, name: &str) -> Result<&mut Self, ModelSetError> {
+        if self.knows(name) { Err(ModelSetError::DuplicateName(name.to_owned())) } else { Ok(self) }
+    }
+
+    fn add_route(&mut self, config: RouteConfig) -> Result<(), ModelSetError> {
+        let RouteConfig { name, targets } = config;
+        let Some(first) = targets.first() else { return Err(ModelSetError::NoTargets(name)) };
+        if self.knows(&name) {
+            return Err(ModelSetError::DuplicateName(name));
+        }
+        if self.vectors_by_name.contains_key(&first.model) {
+            let targets = self.route_targets(&name, &targets, &self.vectors_by_name)?;
+            self.vector_routes.push(Route { name, targets });
+        } else {
+            let targets = self.route_targets(&name, &targets, &self.by_name)?;
+            self.routes.push(Route { name, targets });
+        }
+        Ok(())
+    }
+
+    /// The targets of a route, which all do the same.
+    fn route_targets<T: Answers>(
+        &self,
+        route: &str,
+        targets: &[routes::RouteTarget],
+        among: &HashMap<String, T>,
+    ) -> Result<Vec<(u32, T)>, ModelSetError> {
+        let mut ability = None;
+        let find = |target: &routes::RouteTarget| {
+            let (route, name) = (route.to_owned(), target.model.clone());
+            let is_there =
+                self.by_name.contains_key(&name) || self.vectors_by_name.contains_key(&name);
+            match among.get(&name) {
+                Some(found) if *ability.get_or_insert(found.ability()) == found.ability() => {
+                    Ok((target.weight, found.clone()))
+                }
+                _ if is_there => Err(ModelSetError::MixedRoute { route, target: name }),
+                _ => Err(ModelSetError::UnknownTarget { route, target: name }),
+            }
+        };
+        targets.iter().map(find).collect()
+    }
+
+    fn route(&self, name: &str) -> Option<&Route<Target>> {
         self.routes.iter().find(|route| route.name == name)
+    }
+
+    fn vector_route(&self, name: &str) -> Option<&Route<VectorTarget>> {
+        self.vector_routes.iter().find(|route| route.name == name)
     }
 
     /// The model of ours that answers to a name; of a route, the first of its targets that is one.
@@ -306,11 +435,15 @@ impl ModelSet {
         if let Some(target) = self.by_name.get(name) {
             return vec![target.clone()];
         }
-        let Some(route) = self.route(name) else { return Vec::new() };
-        let standing: Vec<(u32, bool)> =
-            route.targets.iter().map(|(weight, target)| (*weight, target.is_healthy())).collect();
-        let order = routes::order(&standing, id);
-        order.iter().filter_map(|&at| route.targets.get(at)).map(|(_, t)| t.clone()).collect()
+        self.route(name).map(|route| route.ordered(id)).unwrap_or_default()
+    }
+
+    /// Who makes vectors under a name: as [`ModelSet::targets`].
+    pub(crate) fn vector_targets(&self, name: &str, id: &str) -> Vec<VectorTarget> {
+        if let Some(target) = self.vectors_by_name.get(name) {
+            return vec![target.clone()];
+        }
+        self.vector_route(name).map(|route| route.ordered(id)).unwrap_or_default()
     }
 
     /// Whether anything answers to this name.
@@ -318,11 +451,29 @@ impl ModelSet {
         self.by_name.contains_key(name)
             || self.vectors_by_name.contains_key(name)
             || self.route(name).is_some()
+            || self.vector_route(name).is_some()
     }
 
-    /// A model that makes vectors.
+    /// A model of ours that makes vectors.
     pub(crate) fn vectors(&self, name: &str) -> Option<&Arc<VectorModel>> {
-        self.vectors_by_name.get(name)
+        match self.vectors_by_name.get(name)? {
+            VectorTarget::Own(model) => Some(model),
+            VectorTarget::Remote(_) => None,
+        }
+    }
+
+    /// What the vectors are that are made under a name.
+    pub(crate) fn vector_task(&self, name: &str) -> Option<VectorTask> {
+        self.vector_targets(name, "").first().map(VectorTarget::task)
+    }
+
+    /// Names under which vectors are made, but aliases.
+    pub(crate) fn vector_names(&self) -> impl Iterator<Item = &str> {
+        let own = self.vectors.iter().map(|model| &*model.name);
+        let remotes = self.remotes.iter().map(|remote| &remote.config);
+        let remotes = remotes.filter(|config| config.task != UpstreamTask::Generate);
+        let routes = self.vector_routes.iter().map(|route| &*route.name);
+        own.chain(remotes.map(|config| &*config.name)).chain(routes)
     }
 
     /// All models of ours that make vectors, in the order given.
@@ -348,23 +499,34 @@ impl ModelSet {
 
     /// Every name but aliases: models, services, routes.
     pub(crate) fn listed(&self) -> Vec<Listed> {
-        let own = self.models.iter().map(|model| Target::Own(Arc::clone(model)));
-        let remote = self.remotes.iter().map(|remote| Target::Remote(Arc::clone(remote)));
-        let own = own.map(|target| target.listed(target.name()));
-        let vectors = self.vectors.iter().map(|model| model.listed(&model.name));
-        let targets = own.chain(vectors).chain(remote.map(|target| target.listed(target.name())));
-        targets.chain(self.routes.iter().map(Route::listed)).collect()
+        let models = self.models.iter().map(|model| &model.name);
+        let vectors = self.vectors.iter().map(|model| &model.name);
+        let remotes = self.remotes.iter().map(|remote| &remote.config.name);
+        let routes = self.routes.iter().map(|route| &route.name);
+        let routes = routes.chain(self.vector_routes.iter().map(|route| &route.name));
+        let names = models.chain(vectors).chain(remotes).chain(routes);
+        names.filter_map(|name| self.listing(name)).collect()
     }
 
     /// One name, aliases among them.
     pub(crate) fn listing(&self, name: &str) -> Option<Listed> {
         let target = self.by_name.get(name).map(|target| target.listed(name));
-        let target = target.or_else(|| self.vectors(name).map(|model| model.listed(name)));
-        target.or_else(|| self.route(name).map(Route::listed))
+        target
+            .or_else(|| self.vectors_by_name.get(name).map(|target| target.listed(name)))
+            .or_else(|| self.route(name).map(Route::listed))
+            .or_else(|| self.vector_route(name).map(Route::listed))
     }
 }
 
-impl Route {
+impl<T: Answers> Route<T> {
+    /// For the request with this id: the first, and in order those that stand in for it.
+    fn ordered(&self, id: &str) -> Vec<T> {
+        let standing: Vec<(u32, bool)> =
+            self.targets.iter().map(|(weight, target)| (*weight, target.is_healthy())).collect();
+        let order = routes::order(&standing, id);
+        order.iter().filter_map(|&at| self.targets.get(at)).map(|(_, t)| t.clone()).collect()
+    }
+
     fn listed(&self) -> Listed {
         let all = self.targets.iter().map(|(_, target)| target.listed(&self.name));
         all.reduce(|a, b| Listed {

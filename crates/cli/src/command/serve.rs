@@ -11,7 +11,8 @@ use mintage_hub::{Hub, ModelRef, ResolvedModel};
 use mintage_ledger::DirectoryStore;
 use mintage_model::{Engine, EngineInfo, GrammarCompiler, GrammarLimits};
 use mintage_server::{
-    Access, Billing, Limits, Models, ServedModel, Server, ServerConfig, UpstreamConfig, VectorModel,
+    Access, Billing, Limits, Models, ServedModel, Server, ServerConfig, UpstreamConfig,
+    UpstreamTask, VectorModel,
 };
 
 use crate::command::up::ServingArgs;
@@ -102,7 +103,7 @@ pub(crate) fn start(settings: &Settings, greeting: Greeting) -> Result<()> {
     let billing = ledger_folder::billing(settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let Fleet { served, engines, encoders, upstreams, .. } = fleet;
-    let example = Example::of(&served, &names);
+    let example = Example::of(&served, &upstreams, &names);
     let config = ServerConfig { upstreams, ..server_config(settings) };
     let outcome = runtime.block_on(async {
         let server = bind(config, served, access, billing.clone(), &keys, &first)?;
@@ -330,13 +331,18 @@ enum Example {
 }
 
 impl Example {
-    fn of(models: &Models, names: &[String]) -> Self {
+    fn of(models: &Models, upstreams: &[UpstreamConfig], names: &[String]) -> Self {
         let name = |first: Option<&String>| first.cloned().unwrap_or_default();
         match (models.text.first(), models.vectors.first()) {
             (Some(model), _) => Self::Chat(model.name.clone()),
             (None, Some(model)) => Self::Embedding(model.name.clone()),
             // Another service answers.
-            (None, None) => Self::Chat(name(names.first())),
+            (None, None) => match upstreams.first() {
+                Some(first) if first.task == UpstreamTask::Embed => {
+                    Self::Embedding(first.name.clone())
+                }
+                _ => Self::Chat(name(names.first())),
+            },
         }
     }
 }

@@ -16,7 +16,9 @@ use crate::error::ApiError;
 use crate::fields::{Fields, Null, missing, unsupported, wrong_type, wrong_value};
 use crate::job::Incoming;
 use crate::respond::json_bytes;
-use crate::vectors::{self, EmbedRequest, Input, RankRequest, Texts, check_instruction};
+use crate::vectors::{
+    self, EmbedRequest, Input, RankRequest, Texts, check_instruction, vector_json,
+};
 
 const INSTRUCT: &str = "parameters.instruct";
 
@@ -53,15 +55,15 @@ pub(crate) async fn text_embedding(
     let incoming = Incoming::read(&app, request).await?;
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
     let prepare = move || parse_embedding(&body)?.prepare(&shared, "dashscope.embeddings", "ds-");
-    let (job, shortening) = app.on_text_thread(incoming.body.len(), prepare).await?;
+    let job = app.on_text_thread(incoming.body.len(), prepare).await?;
     let id = job.id.clone();
-    let make = move |vectors: Vec<vectors::Vector>| {
+    let make = move |_, vectors: Vec<vectors::Vector>| {
         let entry = |(text_index, vector): (usize, &vectors::Vector)| {
-            Ok(Entry { text_index, embedding: shortening.json(vector, false)? })
+            Ok(Entry { text_index, embedding: vector_json(vector, false)? })
         };
         vectors.iter().enumerate().map(entry).collect::<Result<Vec<Entry>, ApiError>>()
     };
-    vectors::respond(&app, incoming, job, make, move |embeddings, settled| {
+    vectors::respond(&app, incoming, job, make, move |embeddings, settled, _| {
         let usage =
             Usage { input_tokens: settled.usage.prompt(), total_tokens: settled.usage.total() };
         json_bytes(&Embedded { output: Embeddings { embeddings }, usage, request_id: &id })
@@ -80,8 +82,8 @@ pub(crate) async fn text_rerank(
     let prepare = move || parse_rerank(&body)?.prepare(&shared, "dashscope.rerank", "ds-");
     let (job, ranking) = app.on_text_thread(incoming.body.len(), prepare).await?;
     let id = job.id.clone();
-    let make = move |vectors: Vec<vectors::Vector>| Ok(ranking.rank(&vectors));
-    vectors::respond(&app, incoming, job, make, move |ranked, settled| {
+    let make = move |task, vectors: Vec<vectors::Vector>| Ok(ranking.rank(task, &vectors));
+    vectors::respond(&app, incoming, job, make, move |ranked, settled, _| {
         let results: Vec<Value> = ranked
             .into_iter()
             .map(|one| {
@@ -152,10 +154,11 @@ fn parse_embedding(body: &[u8]) -> Result<EmbedRequest, ApiError> {
         inputs: texts.into_iter().map(Input::Text).collect(),
         inputs_field: "input.texts",
         texts: purpose,
+        texts_field: "parameters.text_type",
         dimensions,
         dimensions_field: "parameters.dimension",
-        cut_to: None,
         advice: "Shorten it.",
+        ..EmbedRequest::default()
     })
 }
 

@@ -16,7 +16,7 @@ use crate::fields::{Fields, Null, wrong_type};
 use crate::job::Incoming;
 use crate::ollama::options::take_model;
 use crate::respond::{json_bytes, json_response};
-use crate::vectors::{self, EmbedRequest, Input};
+use crate::vectors::{self, EmbedRequest, Input, vector_json};
 
 #[derive(Serialize)]
 struct Embedded<'a> {
@@ -67,15 +67,14 @@ async fn answer(
         let protocol = if is_older { "ollama.embeddings" } else { "ollama.embed" };
         Ok((request.prepare(&shared, protocol, "ollama-")?, is_empty))
     };
-    let ((job, shortening), is_empty) = app.on_text_thread(incoming.body.len(), prepare).await?;
-    let model = Arc::clone(&job.model);
+    let (job, is_empty) = app.on_text_thread(incoming.body.len(), prepare).await?;
     if is_empty {
         // A request to load the model, which is loaded already.
         return Ok(json_response(if is_older {
             json_bytes(&Older { embedding: None })?
         } else {
             json_bytes(&Embedded {
-                model: &model.name,
+                model: job.model_name(),
                 embeddings: Vec::new(),
                 total_duration: None,
                 load_duration: None,
@@ -83,17 +82,17 @@ async fn answer(
             })?
         }));
     }
-    let make = move |vectors: Vec<vectors::Vector>| {
-        let one = |vector| shortening.json(vector, false);
+    let make = move |_, vectors: Vec<vectors::Vector>| {
+        let one = |vector| vector_json(vector, false);
         vectors.iter().map(one).collect::<Result<Vec<Box<RawValue>>, ApiError>>()
     };
-    vectors::respond(&app, incoming, job, make, move |mut embeddings, settled| {
+    vectors::respond(&app, incoming, job, make, move |mut embeddings, settled, model| {
         if is_older {
             return json_bytes(&Older { embedding: embeddings.pop() });
         }
         let total = u64::try_from(arrival.elapsed().as_nanos()).unwrap_or(u64::MAX);
         json_bytes(&Embedded {
-            model: &model.name,
+            model,
             embeddings,
             total_duration: Some(total),
             load_duration: Some(0),
@@ -122,7 +121,7 @@ fn parse(body: &[u8], field: &'static str) -> Result<EmbedRequest, ApiError> {
         other => Err(wrong_type(&format!("{field}[{index}]"), "a string", &other)),
     };
     let inputs = values.into_iter().enumerate().map(text).collect::<Result<_, _>>()?;
-    let truncate = fields.bool("truncate", Null::Absent)?.unwrap_or(true);
+    let truncate = fields.bool("truncate", Null::Absent)?;
     let dimensions = fields.count("dimensions", 0)?.filter(|asked| *asked > 0);
     fields.ignore_rest();
     Ok(EmbedRequest {
@@ -131,7 +130,8 @@ fn parse(body: &[u8], field: &'static str) -> Result<EmbedRequest, ApiError> {
         inputs_field: field,
         dimensions,
         dimensions_field: "dimensions",
-        cut_to: truncate.then_some(u32::MAX),
+        cut_to: truncate.unwrap_or(true).then_some(u32::MAX),
+        cut_field: if truncate.is_some() { "truncate" } else { "" },
         advice: "Shorten it, or leave out `truncate: false` to have its end cut off.",
         ..EmbedRequest::default()
     })

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::app::App;
 use crate::error::{self, ApiError};
 use crate::fields::Fields;
-use crate::job::{Incoming, find_model};
+use crate::job::{Incoming, find_model, not_here};
 use crate::ollama::options::take_model;
 use crate::served::{Ability, Listed, ServedModel, VectorModel};
 
@@ -53,6 +53,9 @@ pub(crate) async fn show(
     fields.ignore_rest();
     if let Some(model) = app.models.vectors(&name) {
         return Ok(error::json(show_vectors(model)));
+    }
+    if app.models.vector_task(&name).is_some() {
+        return Err(not_here(&name));
     }
     let model = find_model(&app.models, &name)?;
     let template = model.text.template().map_or("", |template| template.source());

@@ -21,7 +21,7 @@ use crate::openai::chat_request::take_model;
 use crate::openai::completion_request::take_prompts;
 use crate::openai::options::take_usage;
 use crate::respond::json_bytes;
-use crate::vectors::{self, EmbedRequest, Input};
+use crate::vectors::{self, EmbedRequest, Input, vector_json};
 
 const ADVICE: &str = "Shorten it, or send `truncate_prompt_tokens: -1` to have its end cut off.";
 
@@ -66,25 +66,24 @@ pub(crate) async fn embeddings(
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
     let prepare = move || {
         let (request, shape) = parse(&body)?;
-        let (job, shortening) = request.prepare(&shared, "openai.embeddings", "embd-")?;
-        Ok((job, shortening, shape))
+        Ok((request.prepare(&shared, "openai.embeddings", "embd-")?, shape))
     };
-    let (job, shortening, shape) = app.on_text_thread(incoming.body.len(), prepare).await?;
-    let (id, model) = (job.id.clone(), Arc::clone(&job.model));
-    let make = move |vectors: Vec<vectors::Vector>| {
+    let (job, shape) = app.on_text_thread(incoming.body.len(), prepare).await?;
+    let id = job.id.clone();
+    let make = move |_, vectors: Vec<vectors::Vector>| {
         let entry = |(index, vector): (usize, &vectors::Vector)| {
-            let embedding = shortening.json(vector, shape.as_base64)?;
+            let embedding = vector_json(vector, shape.as_base64)?;
             Ok(Entry { object: "embedding", index, embedding })
         };
         vectors.iter().enumerate().map(entry).collect::<Result<Vec<Entry>, ApiError>>()
     };
-    vectors::respond(&app, incoming, job, make, move |data, settled| {
+    vectors::respond(&app, incoming, job, make, move |data, settled, model| {
         let usage = Usage {
             prompt_tokens: settled.usage.prompt(),
             total_tokens: settled.usage.total(),
             cost: settled.cost.filter(|_| shape.include_cost).map(|(amount, _)| Cost(amount)),
         };
-        json_bytes(&Reply { object: "list", data, model: &model.name, usage, id: &id })
+        json_bytes(&Reply { object: "list", data, model, usage, id: &id })
     })
     .await
 }
@@ -126,6 +125,7 @@ fn parse(body: &[u8]) -> Result<(EmbedRequest, Shape), ApiError> {
         dimensions,
         dimensions_field: "dimensions",
         cut_to: cut_to.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX)),
+        cut_field: "truncate_prompt_tokens",
         advice: ADVICE,
         ..EmbedRequest::default()
     };

@@ -62,10 +62,10 @@ async fn answer(app: Arc<App>, request: Request, dialect: Dialect) -> Result<Res
     };
     let prepare = move || parse(&body, dialect)?.prepare(&shared, protocol, "rerank-");
     let (job, ranking) = app.on_text_thread(incoming.body.len(), prepare).await?;
-    let (id, model) = (job.id.clone(), Arc::clone(&job.model));
-    let make = move |vectors: Vec<vectors::Vector>| Ok(ranking.rank(&vectors));
-    vectors::respond(&app, incoming, job, make, move |ranked, settled| {
-        json_bytes(&written(dialect, &id, &model.name, ranked, settled))
+    let id = job.id.clone();
+    let make = move |task, vectors: Vec<vectors::Vector>| Ok(ranking.rank(task, &vectors));
+    vectors::respond(&app, incoming, job, make, move |ranked, settled, model| {
+        json_bytes(&written(dialect, &id, model, ranked, settled))
     })
     .await
 }

@@ -14,15 +14,18 @@ use crate::egress::EgressPolicy;
 pub struct UpstreamConfig {
     /// As clients, prices and records call it.
     pub name: String,
-    /// Up to what stands before `/chat/completions`: `https://dashscope.aliyuncs.com/compatible-mode/v1`.
+    /// Up to what stands before `/chat/completions`, `/embeddings` or `/rerank`:
+    /// `https://dashscope.aliyuncs.com/compatible-mode/v1`.
     pub base_url: String,
     /// What the service calls the model.
     pub model: String,
+    /// What it does.
+    pub task: UpstreamTask,
     /// Sent as `authorization: Bearer …`.
     pub api_key: Option<ApiKey>,
     /// What the service takes beyond OpenAI's own parameters.
     pub flavour: Flavour,
-    /// Tokens of prompt and answer together.
+    /// Tokens of prompt and answer together; of vectors, of each input, with the query where both are read together.
     pub context_length: u32,
     /// Tokens of an answer where the client sets no limit, and the most it may ask for; `None`: the context.
     pub max_output_tokens: Option<u32>,
@@ -60,6 +63,7 @@ impl UpstreamConfig {
             name: name.to_owned(),
             base_url: base_url.to_owned(),
             model: model.to_owned(),
+            task: UpstreamTask::default(),
             api_key: None,
             flavour: Flavour::Openai,
             context_length,
@@ -140,6 +144,18 @@ impl std::fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ApiKey")
     }
+}
+
+/// What a service does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UpstreamTask {
+    /// It answers chats and completions.
+    #[default]
+    Generate,
+    /// It makes embeddings.
+    Embed,
+    /// It scores documents.
+    Rerank,
 }
 
 /// What a service takes beyond OpenAI's own parameters. A request that needs more is refused, by the parameter's name.

@@ -1,4 +1,4 @@
-//! The one kind of upstream: a service that speaks OpenAI's API, and streams.
+//! The one kind of upstream: a service that speaks OpenAI's API; chats are streamed, vectors come as a whole.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,23 +8,29 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use http_body_util::BodyExt;
+use mintage_model::VectorTask;
 
 use super::chunks::Chunks;
-use super::config::{ApiKey, UpstreamConfig, UpstreamError};
+use super::config::{ApiKey, Flavour, UpstreamConfig, UpstreamError, UpstreamTask};
 use super::failure::FailureKind;
-use super::lines::Lines;
-use super::{Ask, Failure, Heard, Hearing, Kind, Upstream, retry};
+use super::lines::{Lines, MAX_ANSWER_BYTES};
+use super::{Ask, Failure, Heard, HeardVectors, Hearing, Kind, Upstream, VectorAsk, retry};
 use crate::egress::{Answer, Client, EgressError};
 
 /// Read of an answer that is an error.
 const MAX_ERROR_BYTES: usize = 16 << 10;
+/// Longer answers are read away from the threads that serve sockets.
+const INLINE_JSON_BYTES: usize = 64 << 10;
 const EVENTS: &str = "text/event-stream";
+const JSON: &str = "application/json";
 const DONE: &str = "[DONE]";
 
 pub(super) struct HttpUpstream {
     client: Client,
     chat: Uri,
     text: Uri,
+    embeddings: Uri,
+    rerank: Uri,
     headers: HeaderMap,
     key: Option<ApiKey>,
     first_event_timeout: Duration,
@@ -43,11 +49,16 @@ impl HttpUpstream {
                 .map_err(|why| UpstreamError::Url { name: name(), why })
         };
         let (chat, text) = (url("/chat/completions")?, url("/completions")?);
+        // Model Studio's stands under `/compatible-api/v1`, in the plural.
+        let is_plural = config.flavour == Flavour::Dashscope;
+        let rerank = url(if is_plural { "/reranks" } else { "/rerank" })?;
+        let embeddings = url("/embeddings")?;
+        let accept = if config.task == UpstreamTask::Generate { EVENTS } else { JSON };
         let client = Client::new(policy, config.connect_timeout)
             .map_err(|why| UpstreamError::Tls { name: name(), why })?;
         let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(header::ACCEPT, HeaderValue::from_static(EVENTS));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
+        headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
         headers.insert(
             header::USER_AGENT,
             HeaderValue::from_static(concat!("mintage/", env!("CARGO_PKG_VERSION"))),
@@ -59,6 +70,8 @@ impl HttpUpstream {
             client,
             chat,
             text,
+            embeddings,
+            rerank,
             headers,
             key: config.api_key.clone(),
             first_event_timeout: config.first_event_timeout,
@@ -66,12 +79,9 @@ impl HttpUpstream {
         })
     }
 
-    async fn begin(&self, ask: &Ask) -> Result<Hearing, Failure> {
-        let url = match ask.kind {
-            Kind::Chat => &self.chat,
-            Kind::Text => &self.text,
-        };
-        let answer = self.client.post(url, &self.headers, ask.body.clone()).await;
+    /// The head of a good answer, whose content is of this type.
+    async fn post(&self, url: &Uri, body: Bytes, expected: &str) -> Result<Answer, Failure> {
+        let answer = self.client.post(url, &self.headers, body).await;
         let mut answer = answer.map_err(failed)?;
         let status = answer.response.status();
         if status != StatusCode::OK {
@@ -81,10 +91,19 @@ impl HttpUpstream {
         }
         let kind = answer.response.headers().get(header::CONTENT_TYPE);
         let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-        if !kind.to_ascii_lowercase().starts_with(EVENTS) {
+        if !kind.to_ascii_lowercase().starts_with(expected) {
             let kind: String = kind.chars().take(80).collect();
-            return Err(Failure::nonsense(format!("`{kind}` instead of `{EVENTS}`")));
+            return Err(Failure::nonsense(format!("`{kind}` instead of `{expected}`")));
         }
+        Ok(answer)
+    }
+
+    async fn begin(&self, ask: &Ask) -> Result<Hearing, Failure> {
+        let url = match ask.kind {
+            Kind::Chat => &self.chat,
+            Kind::Text => &self.text,
+        };
+        let answer = self.post(url, ask.body.clone(), EVENTS).await?;
         let mut reading = Reading {
             answer,
             lines: Lines::default(),
@@ -108,6 +127,25 @@ impl HttpUpstream {
     }
 }
 
+impl HttpUpstream {
+    async fn all_vectors(&self, ask: &VectorAsk) -> Result<HeardVectors, Failure> {
+        let expected = ask.expected;
+        let url = match expected.task {
+            VectorTask::Embed => &self.embeddings,
+            VectorTask::Rerank => &self.rerank,
+        };
+        let limit = self.first_event_timeout;
+        let head = tokio::time::timeout(limit, self.post(url, ask.body.clone(), JSON)).await;
+        let answer = head.map_err(|_| Failure::timeout("no answer", limit))??;
+        let body = whole_body(answer, self.idle_timeout).await?;
+        if body.len() <= INLINE_JSON_BYTES {
+            return expected.read(&body);
+        }
+        let read = tokio::task::spawn_blocking(move || expected.read(&body)).await;
+        read.unwrap_or_else(|error| Err(Failure::nonsense(format!("an answer: {error}"))))
+    }
+}
+
 impl Upstream for HttpUpstream {
     fn open<'a>(&'a self, ask: &'a Ask) -> BoxFuture<'a, Result<Hearing, Failure>> {
         async {
@@ -116,6 +154,14 @@ impl Upstream for HttpUpstream {
                 Ok(begun) => begun.map_err(|failure| failure.without(self.key.as_ref())),
                 Err(_) => Err(Failure::timeout("no event", limit)),
             }
+        }
+        .boxed()
+    }
+
+    fn vectors<'a>(&'a self, ask: &'a VectorAsk) -> BoxFuture<'a, Result<HeardVectors, Failure>> {
+        async {
+            let heard = self.all_vectors(ask).await;
+            heard.map_err(|failure| failure.without(self.key.as_ref()))
         }
         .boxed()
     }
@@ -142,6 +188,27 @@ async fn begin_of_body(answer: &mut Answer) -> Vec<u8> {
     }
     begin.truncate(MAX_ERROR_BYTES);
     begin
+}
+
+/// All of a body, which pauses no longer than this.
+async fn whole_body(mut answer: Answer, idle_timeout: Duration) -> Result<Vec<u8>, Failure> {
+    let mut body = Vec::new();
+    loop {
+        let frame = tokio::time::timeout(idle_timeout, answer.response.body_mut().frame()).await;
+        let Some(frame) = frame.map_err(|_| Failure::timeout("nothing more", idle_timeout))? else {
+            return Ok(body);
+        };
+        let data = frame.map_err(broken_off)?.into_data().unwrap_or_default();
+        if body.len() + data.len() > MAX_ANSWER_BYTES {
+            let long = format!("an answer of more than {MAX_ANSWER_BYTES} bytes");
+            return Err(Failure::nonsense(long));
+        }
+        body.extend_from_slice(&data);
+    }
+}
+
+fn broken_off(error: hyper::Error) -> Failure {
+    Failure::nonsense(format!("the answer broke off: {error}"))
 }
 
 /// An answer that is being read.
@@ -213,7 +280,7 @@ impl Reading {
         match self.answer.response.body_mut().frame().await {
             None => Ok(None),
             Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
-            Some(Err(error)) => Err(Failure::nonsense(format!("the answer broke off: {error}"))),
+            Some(Err(error)) => Err(broken_off(error)),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::Failure;
 /// Bytes of one line: a whole answer of the longest kind fits in.
 const MAX_LINE_BYTES: usize = 1 << 20;
 /// Bytes of an answer.
-const MAX_ANSWER_BYTES: usize = 64 << 20;
+pub(super) const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Lines {

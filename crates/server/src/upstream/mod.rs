@@ -2,7 +2,8 @@
 //!
 //! A chat or a completion inside is rendered once (`request`), its stream is parsed once (`chunks`) into the same parts
 //! that an engine's tokens become, so that every dialect works through every upstream. A service that takes text only is
-//! no `Engine`: nobody here samples, and tokens are counted by what the service reports.
+//! no `Engine`: nobody here samples, and tokens are counted by what the service reports. Embeddings and scores come the
+//! same way round, as a whole (`vectors`).
 //!
 //! Not here: who is chosen (`routes`), limits, prices and holds (`till`), where connections may go (`egress`).
 //! Invariants: the service's key leaves only in its own header; nothing is tried again once a client may have heard of
@@ -18,17 +19,21 @@ mod relay;
 mod remote;
 mod request;
 mod retry;
+mod vector_relay;
+mod vectors;
 
 use axum::body::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use mintage_ledger::TokenUsage;
 
-pub use config::{ApiKey, Flavour, OnDisconnect, UpstreamConfig, UpstreamError};
+pub use config::{ApiKey, Flavour, OnDisconnect, UpstreamConfig, UpstreamError, UpstreamTask};
 pub(crate) use failure::Failure;
 pub(crate) use relay::{Bounds, Relay};
 pub(crate) use remote::{RemoteModel, render};
 pub(crate) use request::{chat, text};
+pub(crate) use vector_relay::{VectorRelay, VectorsComing};
+pub(crate) use vectors::{HeardVectors, VectorAsk};
 
 use crate::answer::Part;
 
@@ -36,10 +41,12 @@ use crate::answer::Part;
 pub(crate) const BY_UPSTREAM: &str = "upstream";
 pub(crate) const BY_OURSELVES: &str = "own";
 
-/// A service that answers in text. One attempt at a time; when to try again is not its business.
+/// A service. One attempt at a time; when to try again is not its business.
 pub(crate) trait Upstream: Send + Sync {
     /// Sends the request and resolves once the first event of the answer came.
     fn open<'a>(&'a self, ask: &'a Ask) -> BoxFuture<'a, Result<Hearing, Failure>>;
+    /// Sends a request for vectors and resolves once all of them came.
+    fn vectors<'a>(&'a self, ask: &'a VectorAsk) -> BoxFuture<'a, Result<HeardVectors, Failure>>;
 }
 
 /// An answer as it comes. After a failure nothing follows; without one it is complete.

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::breaker::{Breaker, State};
 use super::config::{UpstreamConfig, UpstreamError};
 use super::failure::FailureKind;
 use super::http::HttpUpstream;
-use super::{Ask, Failure, Hearing, Upstream, retry};
+use super::{Ask, Failure, HeardVectors, Hearing, Upstream, VectorAsk, retry};
 
 /// How attempts end, as metrics have it.
 const OUTCOMES: [&str; 9] = [
@@ -85,17 +86,35 @@ impl RemoteModel {
         })
     }
 
-    /// Asks until an answer begins, or there is no use in asking more: it is not repeated for nobody. Dropping the future
-    /// gives up.
+    /// Asks until an answer begins.
     pub(super) async fn open(
         &self,
         ask: &Ask,
         is_wanted: impl Fn() -> bool,
     ) -> Result<Hearing, Failure> {
+        self.repeatedly(|| self.upstream.open(ask), is_wanted).await
+    }
+
+    /// Asks until all vectors came.
+    pub(super) async fn vectors(
+        &self,
+        ask: &VectorAsk,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<HeardVectors, Failure> {
+        self.repeatedly(|| self.upstream.vectors(ask), is_wanted).await
+    }
+
+    /// Asks until there is an answer, or no use in asking more: it is not repeated for nobody. Dropping the future gives
+    /// up.
+    async fn repeatedly<'a, T>(
+        &self,
+        ask: impl Fn() -> BoxFuture<'a, Result<T, Failure>>,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<T, Failure> {
         let mut retries = 0;
         loop {
-            let failure = match self.attempt(ask).await {
-                Ok(hearing) => return Ok(hearing),
+            let failure = match self.attempt(ask()).await {
+                Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
             if !failure.is_retryable() || retries >= self.config.max_retries {
@@ -114,16 +133,20 @@ impl RemoteModel {
         }
     }
 
-    async fn attempt(&self, ask: &Ask) -> Result<Hearing, Failure> {
+    /// `asking` does nothing before it is polled.
+    async fn attempt<T>(
+        &self,
+        asking: BoxFuture<'_, Result<T, Failure>>,
+    ) -> Result<T, Failure> {
         self.breaker().admit(self.now_ms()).map_err(|wait_ms| Failure {
             retry_after: Some(Duration::from_millis(wait_ms)),
             ..Failure::new(FailureKind::Overloaded, "left alone after it failed too often")
         })?;
         let trial = Trial { remote: self, is_over: false };
-        match self.upstream.open(ask).await {
-            Ok(hearing) => {
+        match asking.await {
+            Ok(answer) => {
                 trial.answered();
-                Ok(hearing)
+                Ok(answer)
             }
             Err(failure) => {
                 trial.failed(&failure);

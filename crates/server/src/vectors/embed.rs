@@ -7,11 +7,12 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use mintage_model::{Purpose, TokenId, VectorTask};
 use serde_json::value::RawValue;
 
-use super::{MAX_ELEMENTS, MAX_INPUTS, Sequences, Vector, VectorJob, find, too_long};
+use super::job::{Asked, Work};
+use super::{MAX_ELEMENTS, MAX_INPUTS, Sequences, Vector, VectorJob, too_long};
 use crate::app::App;
 use crate::error::ApiError;
-use crate::job::response_id;
-use crate::served::VectorModel;
+use crate::served::{VectorModel, VectorTarget};
+use crate::upstream::{VectorAsk, VectorRelay};
 
 /// What a vector is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,45 +43,49 @@ pub(crate) struct EmbedRequest {
     /// What the dialect calls them, for refusals.
     pub(crate) inputs_field: &'static str,
     pub(crate) texts: Texts,
+    /// What the dialect calls that.
+    pub(crate) texts_field: &'static str,
     /// Elements of a vector; `None`: as many as the model makes.
     pub(crate) dimensions: Option<u32>,
     pub(crate) dimensions_field: &'static str,
     /// What does not fit is cut at its end to so many tokens, or to the model's limit; `None`: it is refused.
     pub(crate) cut_to: Option<u32>,
+    /// By which field that is asked for; empty where it is the dialect's habit.
+    pub(crate) cut_field: &'static str,
     /// What to do about an input that is too long.
     pub(crate) advice: &'static str,
 }
 
 impl EmbedRequest {
-    /// On a text thread: finds the model and tokenises.
+    /// On a text thread: finds who answers and makes it ready.
     pub(crate) fn prepare(
         self,
         app: &App,
         protocol: &'static str,
         id_prefix: &str,
-    ) -> Result<(VectorJob, Shortening), ApiError> {
-        let model = find(&app.models, &self.model)?;
-        if model.text.task() != VectorTask::Embed {
-            let message = format!(
-                "The model `{}` scores documents and makes no embeddings; ask it through `/v1/rerank`.",
-                model.name
-            );
-            return Err(ApiError::field("model", "unsupported_model", message));
+    ) -> Result<VectorJob, ApiError> {
+        VectorJob::new(app, Arc::new(self), protocol, id_prefix)
+    }
+
+    fn on_own(&self, model: &Arc<VectorModel>) -> Result<Work, ApiError> {
+        let shortening = self.shortening(model)?;
+        self.check_count(shortening.width)?;
+        let mut sequences = Sequences::new(self.inputs_field);
+        for (index, input) in self.inputs.iter().enumerate() {
+            sequences.push(self.sequence(model, index, input)?)?;
         }
-        let shortening = self.shortening(&model)?;
+        Ok(Work::Own { model: Arc::clone(model), sequences: sequences.all, shortening })
+    }
+
+    /// `width`: elements of a vector, at least.
+    fn check_count(&self, width: usize) -> Result<(), ApiError> {
         let (field, count) = (self.inputs_field, self.inputs.len());
-        if count > MAX_INPUTS || count.saturating_mul(shortening.width) > MAX_ELEMENTS {
-            let most = MAX_INPUTS.min(MAX_ELEMENTS / shortening.width.max(1));
+        if count > MAX_INPUTS || count.saturating_mul(width) > MAX_ELEMENTS {
+            let most = MAX_INPUTS.min(MAX_ELEMENTS / width.max(1));
             let message = format!("`{field}` holds at most {most} inputs, not {count}.");
             return Err(ApiError::field(field, "invalid_value", message));
         }
-        let mut sequences = Sequences::new(field);
-        for (index, input) in self.inputs.iter().enumerate() {
-            sequences.push(self.sequence(&model, index, input)?)?;
-        }
-        let (id, asked) = (response_id(id_prefix), self.model);
-        let job = VectorJob { id, model, asked, sequences: sequences.all, protocol };
-        Ok((job, shortening))
+        Ok(())
     }
 
     fn shortening(&self, model: &VectorModel) -> Result<Shortening, ApiError> {
@@ -149,6 +154,30 @@ impl EmbedRequest {
     }
 }
 
+impl Asked for EmbedRequest {
+    fn model(&self) -> &str {
+        &self.model
+    }
+
+    fn work(&self, target: &VectorTarget) -> Result<Work, ApiError> {
+        if target.task() != VectorTask::Embed {
+            let message = format!(
+                "The model `{}` scores documents and makes no embeddings; ask it through `/v1/rerank`.",
+                target.name()
+            );
+            return Err(ApiError::field("model", "unsupported_model", message));
+        }
+        match target {
+            VectorTarget::Own(model) => self.on_own(model),
+            VectorTarget::Remote(remote) => {
+                self.check_count(self.dimensions.map_or(1, |asked| asked as usize))?;
+                let ask = VectorAsk::embed(&remote.config, self)?;
+                Ok(Work::Remote(VectorRelay { remote: Arc::clone(remote), ask }))
+            }
+        }
+    }
+}
+
 /// How long vectors are in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shortening {
@@ -157,8 +186,11 @@ pub(crate) struct Shortening {
 }
 
 impl Shortening {
+    /// As they come.
+    pub(super) const NONE: Self = Self { width: 0, shortens: false };
+
     /// The first elements, brought to length 1 again.
-    pub(crate) fn apply(self, vector: &Vector) -> Vector {
+    pub(super) fn apply(self, vector: &Vector) -> Vector {
         if !self.shortens {
             return Arc::clone(vector);
         }
@@ -167,18 +199,17 @@ impl Shortening {
         let scale = (1.0 / squares.sqrt().max(1e-12)) as f32;
         first.iter().map(|v| v * scale).collect()
     }
+}
 
-    /// The same as JSON: an array of numbers, or a string of little-endian 32-bit floats in base64.
-    pub(crate) fn json(self, vector: &Vector, as_base64: bool) -> Result<Box<RawValue>, ApiError> {
-        let vector = self.apply(vector);
-        let text = if as_base64 {
-            let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
-            format!("\"{}\"", BASE64.encode(bytes))
-        } else {
-            crate::respond::json_text(&vector.as_ref())?
-        };
-        RawValue::from_string(text).map_err(|e| ApiError::internal(format!("an embedding: {e}")))
-    }
+/// A vector as JSON: an array of numbers, or a string of little-endian 32-bit floats in base64.
+pub(crate) fn vector_json(vector: &Vector, as_base64: bool) -> Result<Box<RawValue>, ApiError> {
+    let text = if as_base64 {
+        let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+        format!("\"{}\"", BASE64.encode(bytes))
+    } else {
+        crate::respond::json_text(&vector.as_ref())?
+    };
+    RawValue::from_string(text).map_err(|e| ApiError::internal(format!("an embedding: {e}")))
 }
 
 #[cfg(test)]
@@ -189,9 +220,9 @@ mod tests {
     fn parts_of_vectors_have_length_one_again() {
         let vector: Vector = [0.6, 0.0, 0.8].into();
         let check = |width, shortens, expected: &str, packed: &str| {
-            let shortening = Shortening { width, shortens };
-            assert_eq!(shortening.json(&vector, false).unwrap().get(), expected);
-            assert_eq!(shortening.json(&vector, true).unwrap().get(), packed);
+            let vector = Shortening { width, shortens }.apply(&vector);
+            assert_eq!(vector_json(&vector, false).unwrap().get(), expected);
+            assert_eq!(vector_json(&vector, true).unwrap().get(), packed);
         };
         check(3, false, "[0.6,0.0,0.8]", "\"mpkZPwAAAADNzEw/\"");
         check(2, true, "[1.0,0.0]", "\"AACAPwAAAAA=\"");

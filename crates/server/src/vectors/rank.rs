@@ -9,12 +9,15 @@ use std::sync::Arc;
 use mintage_model::{Purpose, TokenId, VectorTask};
 use serde_json::Value;
 
-use super::{MAX_INPUTS, Sequences, Vector, VectorJob, check_instruction, cosine, find, too_long};
+use super::job::{Asked, Work};
+use super::{
+    MAX_INPUTS, Sequences, Shortening, Vector, VectorJob, check_instruction, cosine, too_long,
+};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::fields::{Fields, missing, wrong_type};
-use crate::job::response_id;
-use crate::served::VectorModel;
+use crate::served::{VectorModel, VectorTarget};
+use crate::upstream::{VectorAsk, VectorRelay};
 
 /// What to do about a query that leaves no room.
 const ADVICE: &str = "A query is never cut: shorten it.";
@@ -49,38 +52,19 @@ pub(crate) struct Ranked {
 }
 
 /// What becomes of the vectors.
-pub(crate) struct Ranking {
-    task: VectorTask,
-    documents: Vec<String>,
-    top_n: usize,
-    return_documents: bool,
-}
+pub(crate) struct Ranking(Arc<RankRequest>);
 
 impl RankRequest {
-    /// On a text thread: finds the model and tokenises.
+    /// On a text thread: finds who answers and makes it ready.
     pub(crate) fn prepare(
         self,
         app: &App,
         protocol: &'static str,
         id_prefix: &str,
     ) -> Result<(VectorJob, Ranking), ApiError> {
-        let model = find(&app.models, &self.model)?;
-        let (field, count) = (self.documents_field, self.documents.len());
-        if !(1..=MAX_INPUTS).contains(&count) {
-            let message = format!("`{field}` holds 1 to {MAX_INPUTS} documents, not {count}.");
-            return Err(ApiError::field(field, "invalid_value", message));
-        }
-        check_instruction(self.instruction_field, self.instruction.as_deref())?;
-        let task = model.text.task();
-        let sequences = match task {
-            VectorTask::Embed => self.alone(&model)?,
-            VectorTask::Rerank => self.pairs(&model)?,
-        };
-        let job =
-            VectorJob { id: response_id(id_prefix), model, asked: self.model, sequences, protocol };
-        let top_n = self.top_n.map_or(usize::MAX, |n| n as usize);
-        let return_documents = self.return_documents;
-        Ok((job, Ranking { task, documents: self.documents, top_n, return_documents }))
+        let request = Arc::new(self);
+        let job = VectorJob::new(app, Arc::clone(&request) as Arc<dyn Asked>, protocol, id_prefix)?;
+        Ok((job, Ranking(request)))
     }
 
     /// Tokens of the longest sequence with a document in it.
@@ -121,6 +105,33 @@ impl RankRequest {
     }
 }
 
+impl Asked for RankRequest {
+    fn model(&self) -> &str {
+        &self.model
+    }
+
+    fn work(&self, target: &VectorTarget) -> Result<Work, ApiError> {
+        let (field, count) = (self.documents_field, self.documents.len());
+        if !(1..=MAX_INPUTS).contains(&count) {
+            let message = format!("`{field}` holds 1 to {MAX_INPUTS} documents, not {count}.");
+            return Err(ApiError::field(field, "invalid_value", message));
+        }
+        check_instruction(self.instruction_field, self.instruction.as_deref())?;
+        let model = match target {
+            VectorTarget::Own(model) => model,
+            VectorTarget::Remote(remote) => {
+                let ask = VectorAsk::rank(&remote.config, self)?;
+                return Ok(Work::Remote(VectorRelay { remote: Arc::clone(remote), ask }));
+            }
+        };
+        let sequences = match model.text.task() {
+            VectorTask::Embed => self.alone(model)?,
+            VectorTask::Rerank => self.pairs(model)?,
+        };
+        Ok(Work::Own { model: Arc::clone(model), sequences, shortening: Shortening::NONE })
+    }
+}
+
 /// What documents are compared with: a text that is not empty, or `{"text": …}`.
 pub(crate) fn take_query(fields: &mut Fields, field: &str) -> Result<String, ApiError> {
     let name = fields.name(field);
@@ -158,23 +169,21 @@ fn text(name: &str, value: Value) -> Result<String, ApiError> {
 
 impl Ranking {
     /// The scores, best first; equal ones in the order of the documents.
-    pub(crate) fn rank(self, vectors: &[Vector]) -> Vec<Ranked> {
-        let scores: Vec<f64> = match (self.task, vectors.split_first()) {
+    pub(crate) fn rank(&self, task: VectorTask, vectors: &[Vector]) -> Vec<Ranked> {
+        let Self(request) = self;
+        let scores: Vec<f64> = match (task, vectors.split_first()) {
             (VectorTask::Embed, Some((query, documents))) => {
                 documents.iter().map(|document| cosine(query, document)).collect()
             }
             _ => vectors.iter().map(|v| v.first().map_or(0.0, |score| f64::from(*score))).collect(),
         };
-        let mut ranked: Vec<Ranked> = scores
-            .into_iter()
-            .zip(self.documents)
-            .enumerate()
-            .map(|(index, (score, text))| Ranked { index, score, text: Some(text) })
-            .collect();
+        let scored = scores.into_iter().take(request.documents.len()).enumerate();
+        let mut ranked: Vec<Ranked> =
+            scored.map(|(index, score)| Ranked { index, score, text: None }).collect();
         ranked.sort_by(|a, b| b.score.total_cmp(&a.score));
-        ranked.truncate(self.top_n);
-        if !self.return_documents {
-            ranked.iter_mut().for_each(|one| one.text = None);
+        ranked.truncate(request.top_n.map_or(usize::MAX, |n| n as usize));
+        for one in ranked.iter_mut().filter(|_| request.return_documents) {
+            one.text = request.documents.get(one.index).cloned();
         }
         ranked
     }
@@ -184,11 +193,12 @@ impl Ranking {
 mod tests {
     use super::*;
 
-    fn ranked(task: VectorTask, top_n: usize, vectors: &[&[f32]]) -> Vec<(usize, f64)> {
+    fn ranked(task: VectorTask, top_n: u32, vectors: &[&[f32]]) -> Vec<(usize, f64)> {
         let vectors: Vec<Vector> = vectors.iter().map(|v| Vector::from(*v)).collect();
         let documents = vec!["a".to_owned(), "b".to_owned(), "c".to_owned()];
-        let ranking = Ranking { task, documents, top_n, return_documents: true };
-        let ranked = ranking.rank(&vectors);
+        let (top_n, return_documents) = (Some(top_n), true);
+        let request = RankRequest { documents, top_n, return_documents, ..RankRequest::default() };
+        let ranked = Ranking(Arc::new(request)).rank(task, &vectors);
         let texts = ["a", "b", "c"];
         assert!(ranked.iter().all(|one| one.text.as_deref() == Some(texts[one.index])));
         ranked.into_iter().map(|one| (one.index, one.score)).collect()

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mintage_ledger::TokenUsage;
-use mintage_server::{ApiKey, UpstreamConfig};
+use mintage_server::{ApiKey, UpstreamConfig, UpstreamTask};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,7 +16,7 @@ const KEY: &str = "sk-very-secret";
 
 /// What a service does on a connection, one after the other.
 #[derive(Clone)]
-enum Does {
+pub(crate) enum Does {
     Says(String),
     Waits(Duration),
     /// The same again and again, until nobody listens.
@@ -24,12 +24,12 @@ enum Does {
 }
 
 /// A service; each connection gets the next answer, the last one again and again.
-struct Hostile {
-    house: House,
+pub(crate) struct Hostile {
+    pub(crate) house: House,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
-fn head(status: &str, more: &str) -> String {
+pub(crate) fn head(status: &str, more: &str) -> String {
     format!("HTTP/1.1 {status}\r\nconnection: close\r\n{more}\r\n")
 }
 
@@ -62,7 +62,7 @@ fn good() -> Vec<Does> {
     vec![Does::Says(stream_head() + &text + "data: [DONE]\n\n")]
 }
 
-fn fails(status: &str, more: &str, body: &str) -> Vec<Does> {
+pub(crate) fn fails(status: &str, more: &str, body: &str) -> Vec<Does> {
     vec![Does::Says(head(status, &format!("content-length: {}\r\n{more}", body.len())) + body)]
 }
 
@@ -111,6 +111,14 @@ async fn hostile(
     answers: Vec<Vec<Does>>,
     change: impl FnOnce(&mut UpstreamConfig, &mut mintage_server::ServerConfig),
 ) -> Hostile {
+    hostile_as(UpstreamTask::Generate, answers, change).await
+}
+
+pub(crate) async fn hostile_as(
+    task: UpstreamTask,
+    answers: Vec<Vec<Does>>,
+    change: impl FnOnce(&mut UpstreamConfig, &mut mintage_server::ServerConfig),
+) -> Hostile {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let requests = Arc::new(Mutex::new(Vec::new()));
@@ -126,6 +134,7 @@ async fn hostile(
     let mut upstream = upstream_at(address);
     upstream.api_key = Some(ApiKey::new(KEY).unwrap());
     upstream.max_retries = 0;
+    upstream.task = task;
     let with = |config: &mut mintage_server::ServerConfig| {
         change(&mut upstream, config);
         config.upstreams.push(upstream);
@@ -145,7 +154,7 @@ impl Hostile {
         reply
     }
 
-    fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.requests.lock().unwrap().len()
     }
 }

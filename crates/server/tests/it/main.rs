@@ -18,6 +18,7 @@ mod dashscope;
 mod described;
 mod dialects;
 mod errors;
+mod far_vectors;
 mod files;
 mod hostile;
 mod kept_chats;

@@ -21,11 +21,11 @@ use crate::harness::{House, MODEL, TEMPLATE, VOCAB, byte_model, price, start_bes
 use crate::openapi::{check as check_schema, document, validator};
 
 /// A WordPiece vocabulary; not made for shorter vectors; takes 64 tokens.
-const BERT: &str = "bert";
+pub(crate) const BERT: &str = "bert";
 /// Bytes as tokens; made for shorter vectors.
-const QWEN: &str = "qwen-embedding";
+pub(crate) const QWEN: &str = "qwen-embedding";
 /// Scores documents.
-const JUDGE: &str = "judge";
+pub(crate) const JUDGE: &str = "judge";
 const WIDTH: usize = 3;
 
 /// What the scripted engines say of a sequence: of length 1, and different for different lengths.
@@ -34,7 +34,7 @@ fn vector(tokens: usize) -> [f32; WIDTH] {
     [0.6 * angle.cos(), 0.6 * angle.sin(), 0.8]
 }
 
-fn embeds(request: &GenerateRequest) -> Result<Script, SubmitError> {
+pub(crate) fn embeds(request: &GenerateRequest) -> Result<Script, SubmitError> {
     Ok(Script { vector: Some(vector(request.prompt.len()).into()), ..Script::default() })
 }
 
@@ -45,18 +45,18 @@ fn judges(request: &GenerateRequest) -> Result<Script, SubmitError> {
 }
 
 /// A server with these models, and their engines.
-struct Vectors {
-    house: House,
-    bert: Arc<ScriptedEngine>,
+pub(crate) struct Vectors {
+    pub(crate) house: House,
+    pub(crate) bert: Arc<ScriptedEngine>,
     qwen: Arc<ScriptedEngine>,
     judge: Arc<ScriptedEngine>,
 }
 
-async fn start() -> Vectors {
+pub(crate) async fn start() -> Vectors {
     start_with(|_| {}, embeds).await
 }
 
-async fn start_with(
+pub(crate) async fn start_with(
     change: impl FnOnce(&mut ServerConfig),
     respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + Clone + 'static,
 ) -> Vectors {
@@ -93,21 +93,21 @@ async fn start_with(
 
 type Respond = dyn Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync;
 
-const EMBEDDINGS: &str = "/v1/embeddings";
-const DASHSCOPE: &str = "/api/v1/services/embeddings/text-embedding/text-embedding";
-const DASHSCOPE_RERANK: &str = "/api/v1/services/rerank/text-rerank/text-rerank";
+pub(crate) const EMBEDDINGS: &str = "/v1/embeddings";
+pub(crate) const DASHSCOPE: &str = "/api/v1/services/embeddings/text-embedding/text-embedding";
+pub(crate) const DASHSCOPE_RERANK: &str = "/api/v1/services/rerank/text-rerank/text-rerank";
 
-fn numbers(value: &Value) -> Vec<f32> {
+pub(crate) fn numbers(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|n| n.as_f64().unwrap() as f32).collect()
 }
 
-fn unpacked(value: &Value) -> Vec<f32> {
+pub(crate) fn unpacked(value: &Value) -> Vec<f32> {
     let bytes = BASE64.decode(value.as_str().unwrap()).unwrap();
     bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
 }
 
 /// [CLS] the embed [SEP], and [CLS] the [SEP].
-const TWO: [&str; 2] = ["the embed", "the"];
+pub(crate) const TWO: [&str; 2] = ["the embed", "the"];
 
 #[tokio::test]
 async fn texts_and_tokens_become_vectors_exactly() {
@@ -415,7 +415,7 @@ async fn texts_that_are_too_long_are_cut_where_that_is_asked_for() {
     house.settled(5).await;
 }
 
-const DOCUMENTS: [&str; 3] = ["aa", "aaaaaa", "aaaa"];
+pub(crate) const DOCUMENTS: [&str; 3] = ["aa", "aaaaaa", "aaaa"];
 
 /// Indices in order, and whether each has its document's text.
 fn order(results: &Value) -> (Vec<u64>, Vec<f64>, bool) {
