@@ -193,6 +193,16 @@ def test_vectors_are_the_same_through_it(clients, back, front, monkeypatch):
     assert (f"upstream:127.0.0.1/{EMBEDDER}", "upstream") in answered
 
 
+@pytest.mark.skipif(not os.path.isdir(EMBEDDER_FOLDER), reason=f"no {EMBEDDER}")
+def test_connections_are_kept(clients, front):
+    for _ in range(5):
+        clients[1].embeddings.create(model="far-vectors", input="a")
+    page = httpx.get(front[0] + "/metrics", headers={"authorization": f"Bearer {soak.KEY}"}).text
+    reused, = (line for line in page.splitlines()
+               if line.startswith('mintage_upstream_connections_total{upstream="far-vectors",how="reused"}'))
+    assert int(reused.split()[-1]) >= 4, reused
+
+
 def test_a_client_that_hangs_up_pays_what_the_service_counted(clients, back, front):
     before = len(kill.records(front[1])[0])
     stream = clients[1].chat.completions.create(model="far", messages=QUESTION, stream=True, max_tokens=60)

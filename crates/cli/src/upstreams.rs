@@ -68,6 +68,9 @@ pub(crate) struct UpstreamSettings {
     pub(crate) breaker_pause_s: u64,
     #[serde(default = "max_in_flight")]
     pub(crate) max_in_flight: usize,
+    /// Connections kept open for the next request.
+    #[serde(default = "max_idle_connections")]
+    pub(crate) max_idle_connections: usize,
     /// How long an answer is read on that nobody waits for; 0 cancels it.
     #[serde(default = "drain_timeout_s")]
     pub(crate) drain_timeout_s: u64,
@@ -103,6 +106,10 @@ fn breaker_pause_s() -> u64 {
 
 fn max_in_flight() -> usize {
     256
+}
+
+fn max_idle_connections() -> usize {
+    32
 }
 
 fn drain_timeout_s() -> u64 {
@@ -177,6 +184,7 @@ impl UpstreamSettings {
             breaker_failures: self.breaker_failures,
             breaker_pause: Duration::from_secs(self.breaker_pause_s.max(1)),
             max_in_flight: self.max_in_flight,
+            max_idle_connections: self.max_idle_connections,
             on_disconnect: match self.drain_timeout_s {
                 0 => OnDisconnect::Cancel,
                 _ => OnDisconnect::Drain(drain),
@@ -263,7 +271,8 @@ mod tests {
                 (config.model.clone(), config.max_output_tokens, config.max_completion_tokens),
                 (config.connect_timeout, config.first_event_timeout, config.idle_timeout),
                 (config.max_retries, config.breaker_failures, config.breaker_pause),
-                (config.max_in_flight, config.on_disconnect, config.flavour),
+                (config.max_in_flight, config.max_idle_connections),
+                (config.on_disconnect, config.flavour),
                 (config.allow_private_address, config.api_key.is_some(), config.task),
             )
         };

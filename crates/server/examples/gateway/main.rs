@@ -4,6 +4,7 @@
 //! over loopback from a process of its own and prints requests a second, latencies and processor time, without a ledger
 //! and with it; each as fast as it can be, then at each RATE (requests due a second, whatever the server does). The
 //! engine answers at once, so all of a latency is what the server adds; the last lines take the mean commit off it.
+//! `… -- relay MODEL.gguf [SECONDS] [CONNECTIONS]` loads a second server in front of it, which keeps connections or not.
 //! `… -- serve MODEL.gguf FOLDER` serves with the ledger in FOLDER and prices, until it is killed: prints the address
 //! and a key. The text side of MODEL.gguf is real: template and tokens.
 
@@ -25,6 +26,7 @@ use mintage_model::{
 use mintage_server::{Access, Billing, ServedModel, Server, ServerConfig, StorageConfig};
 
 mod load;
+mod relay;
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -62,13 +64,18 @@ impl Rating for Flat {
 }
 
 /// A server, and how to reach it.
-struct House {
-    server: Server,
-    key: String,
+pub(crate) struct House {
+    pub(crate) server: Server,
+    pub(crate) key: String,
     ledger: Option<Arc<Ledger>>,
 }
 
-fn house(model: &str, folder: &Path, with_ledger: bool, token_delay: Duration) -> Outcome<House> {
+pub(crate) fn house(
+    model: &str,
+    folder: &Path,
+    with_ledger: bool,
+    token_delay: Duration,
+) -> Outcome<House> {
     let file = ModelFile::open(Path::new(model))?;
     let text = Arc::new(TextModel::from_model_file(&file)?);
     let vocab_size = u32::try_from(text.tokenizer().vocab_size())?;
@@ -121,7 +128,7 @@ fn billing(folder: &Path, organisation: &str) -> Outcome<Billing> {
     Ok(Billing { ledger, prices, lists: None, calendar: Calendar::default(), retention_days: None })
 }
 
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }
 
@@ -137,7 +144,7 @@ fn serve(model: &str, folder: &str) -> Outcome<()> {
 }
 
 /// Processor time of this process so far.
-fn processor_time() -> Outcome<Duration> {
+pub(crate) fn processor_time() -> Outcome<Duration> {
     let text = std::fs::read_to_string("/proc/self/stat")?;
     // After the name, which may hold anything: user and system time are the 12th and 13th, in hundredths of a second.
     let fields = text.rsplit_once(')').ok_or("no /proc/self/stat")?.1.split_whitespace();
@@ -279,6 +286,10 @@ fn main() -> Outcome<()> {
             let rates = rest.get(2..).unwrap_or_default();
             bench(model, seconds, connections, rates)
         }
-        _ => Err("usage: gateway bench MODEL.gguf [SECONDS] [CONNECTIONS] [RATE…] | gateway serve MODEL.gguf FOLDER | gateway load ADDRESS KEY SECONDS CONNECTIONS RATE".into()),
+        ["relay", model, rest @ ..] => {
+            let seconds = rest.first().copied().unwrap_or("5");
+            relay::bench(model, seconds, rest.get(1).copied().unwrap_or("64"))
+        }
+        _ => Err("usage: gateway relay MODEL.gguf [SECONDS] [CONNECTIONS] | gateway bench MODEL.gguf [SECONDS] [CONNECTIONS] [RATE…] | gateway serve MODEL.gguf FOLDER | gateway load ADDRESS KEY SECONDS CONNECTIONS RATE".into()),
     }
 }

@@ -1,30 +1,32 @@
-//! Requests of ours whose answers are read as they come: one connection each, checked against the policy as it is made.
+//! Requests of ours whose answers are read as they come, each on a connection of its own for so long; a connection is
+//! checked against the policy as it is made, and kept for a while once its answer was read to the end.
 //!
 //! Not here: timeouts of an answer, and what is sent. Invariants: no redirect is followed, no proxy is asked; the address
-//! that was checked is the address that is connected to; dropping an answer closes its connection.
+//! that was checked is the address that is connected to; dropping an answer before its end closes its connection; a
+//! request is sent again only where no byte of it was written.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::header::{CONTENT_LENGTH, HOST};
-use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
-use http_body_util::Full;
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use rustls_platform_verifier::ConfigVerifierExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
+use super::pool::{Connection, Pool, SendError};
+use super::tls;
 use super::{EgressPolicy, NO_ADDRESS};
 
-/// Bytes of an answer's head, and of what is buffered of its body.
-const MAX_BUFFER_BYTES: usize = 64 << 10;
-const MAX_HEADERS: usize = 100;
+/// What may be left of an answer of which nobody wants more: the end mark of a stream.
+const MAX_REST_BYTES: usize = 4 << 10;
+const REST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why no answer came.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,38 +42,46 @@ pub(crate) enum EgressError {
     Broken(String),
 }
 
+/// How connections are made and kept.
+#[derive(Clone, Debug)]
+pub(crate) struct ClientConfig {
+    /// Covers name, connection and TLS.
+    pub(crate) connect_timeout: Duration,
+    /// Connections that wait for their next request.
+    pub(crate) max_idle_connections: usize,
+}
+
 /// Makes requests to where the policy allows.
-#[derive(Clone)]
 pub(crate) struct Client {
     policy: EgressPolicy,
     connect_timeout: Duration,
     tls: TlsConnector,
+    pool: Arc<Pool>,
+    opened: AtomicU64,
+    reused: AtomicU64,
 }
 
 /// The head of an answer, and its body as it comes.
 pub(crate) struct Answer {
-    pub(crate) response: Response<Incoming>,
-    _connection: Closed,
-}
-
-/// Drives a connection; closes it when dropped.
-struct Closed(JoinHandle<()>);
-
-impl Drop for Closed {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    response: Response<Incoming>,
+    /// `None` once it was given back.
+    connection: Option<Connection>,
+    origin: Arc<str>,
+    pool: Arc<Pool>,
 }
 
 impl Client {
-    /// `connect_timeout` covers name, connection and TLS.
-    ///
     /// # Errors
     /// This machine has no certificates to check others by.
-    pub(crate) fn new(policy: EgressPolicy, connect_timeout: Duration) -> Result<Self, String> {
-        let tls = rustls::ClientConfig::with_platform_verifier()
-            .map_err(|error| format!("no TLS on this machine: {error}"))?;
-        Ok(Self { policy, connect_timeout, tls: TlsConnector::from(Arc::new(tls)) })
+    pub(crate) fn new(policy: EgressPolicy, config: &ClientConfig) -> Result<Self, String> {
+        Ok(Self {
+            policy,
+            connect_timeout: config.connect_timeout,
+            tls: tls::connector()?,
+            pool: Pool::new(config.max_idle_connections),
+            opened: AtomicU64::new(0),
+            reused: AtomicU64::new(0),
+        })
     }
 
     /// Sends a body and resolves with the head of the answer.
@@ -87,15 +97,51 @@ impl Client {
         let host = url.host().unwrap_or_default();
         let is_tls = url.scheme_str() != Some("http");
         let port = url.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        let scheme = if is_tls { "https" } else { "http" };
+        let origin: Arc<str> = format!("{scheme}://{host}:{port}").into();
+        // One that was closed meanwhile has told nobody of the request.
+        while let Some(mut connection) = self.pool.take(&origin).await {
+            match connection.send(request(url, headers, body.clone())?).await {
+                Ok(response) => {
+                    self.reused.fetch_add(1, Ordering::Relaxed);
+                    return Ok(self.answer(response, connection, origin));
+                }
+                Err(SendError::Unsent(_)) => {}
+                Err(SendError::Broken(why)) => return Err(EgressError::Broken(why)),
+            }
+        }
         let connecting = self.connect(host, port, is_tls);
-        let stream = tokio::time::timeout(self.connect_timeout, connecting).await;
-        let stream = stream.map_err(|_| {
+        let connected = tokio::time::timeout(self.connect_timeout, connecting).await;
+        let mut connection = connected.map_err(|_| {
             EgressError::Connect(format!("none within {} ms", self.connect_timeout.as_millis()))
         })??;
-        send(stream, request(url, headers, body)?).await
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        match connection.send(request(url, headers, body)?).await {
+            Ok(response) => Ok(self.answer(response, connection, origin)),
+            Err(SendError::Unsent(why) | SendError::Broken(why)) => Err(EgressError::Broken(why)),
+        }
     }
 
-    async fn connect(&self, host: &str, port: u16, is_tls: bool) -> Result<Stream, EgressError> {
+    /// Connections that were made, and requests that needed none.
+    pub(crate) fn connections(&self) -> [u64; 2] {
+        [&self.opened, &self.reused].map(|count| count.load(Ordering::Relaxed))
+    }
+
+    fn answer(
+        &self,
+        response: Response<Incoming>,
+        connection: Connection,
+        origin: Arc<str>,
+    ) -> Answer {
+        Answer { response, connection: Some(connection), origin, pool: Arc::clone(&self.pool) }
+    }
+
+    async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+        is_tls: bool,
+    ) -> Result<Connection, EgressError> {
         let failed = |error: std::io::Error| EgressError::Connect(error.to_string());
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let found = tokio::net::lookup_host((bare, port)).await.map_err(failed)?;
@@ -108,18 +154,57 @@ impl Client {
         // Requests are small and answers are waited for.
         tcp.set_nodelay(true).map_err(failed)?;
         if !is_tls {
-            return Ok(Box::new(tcp));
+            return over(tcp).await;
         }
         let name = ServerName::try_from(bare.to_owned())
             .map_err(|error| EgressError::Connect(error.to_string()))?;
-        Ok(Box::new(self.tls.connect(name, tcp).await.map_err(failed)?))
+        over(self.tls.connect(name, tcp).await.map_err(failed)?).await
     }
 }
 
-type Stream = Box<dyn Transport>;
+async fn over(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> Result<Connection, EgressError> {
+    Connection::over(stream).await.map_err(|error| EgressError::Connect(error.to_string()))
+}
 
-trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+impl Answer {
+    pub(crate) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// The next bytes of the body; `None` at its end, from where on the connection is another request's. Dropping the
+    /// future loses nothing.
+    pub(crate) async fn bytes(&mut self) -> Option<Result<Bytes, hyper::Error>> {
+        match self.response.body_mut().frame().await {
+            Some(frame) => Some(frame.map(|frame| frame.into_data().unwrap_or_default())),
+            None => {
+                if let Some(connection) = self.connection.take() {
+                    self.pool.put(Arc::clone(&self.origin), connection);
+                }
+                None
+            }
+        }
+    }
+
+    /// All that is wanted of it was read. What little may be left is read aside, so that the connection can be used again.
+    pub(crate) fn finish(mut self) {
+        let rest = async move {
+            let mut length = 0;
+            while let Some(Ok(bytes)) = self.bytes().await {
+                length += bytes.len();
+                if length > MAX_REST_BYTES {
+                    return;
+                }
+            }
+        };
+        tokio::spawn(tokio::time::timeout(REST_TIMEOUT, rest));
+    }
+}
 
 fn request(
     url: &Uri,
@@ -142,25 +227,14 @@ fn request(
     Ok(request)
 }
 
-async fn send(stream: Stream, request: Request<Full<Bytes>>) -> Result<Answer, EgressError> {
-    let broken = |error: hyper::Error| EgressError::Broken(error.to_string());
-    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-        .max_buf_size(MAX_BUFFER_BYTES)
-        .max_headers(MAX_HEADERS)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(broken)?;
-    // Its end is told to whoever reads the answer.
-    let driving = Closed(tokio::spawn(async move {
-        let _ = connection.await;
-    }));
-    let response = sender.send_request(request).await.map_err(broken)?;
-    Ok(Answer { response, _connection: driving })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn config() -> ClientConfig {
+        let connect_timeout = Duration::from_secs(5);
+        ClientConfig { connect_timeout, max_idle_connections: 1 }
+    }
 
     #[tokio::test]
     async fn only_checked_addresses_are_connected_to() {
@@ -172,7 +246,7 @@ mod tests {
                 allow_hosts: allow_hosts.iter().map(|&host| host.to_owned()).collect(),
                 allow_private_addresses: private,
             };
-            let client = Client::new(policy, Duration::from_secs(5)).unwrap();
+            let client = Client::new(policy, &config()).unwrap();
             let uri: Uri = url.parse().unwrap();
             let sent = client.post(&uri, &HeaderMap::new(), Bytes::from_static(b"{}")).await;
             let error = sent.err().map(|error| error.to_string()).unwrap_or_default();

@@ -6,6 +6,8 @@
 //! that the policy refuses, whatever a name resolves to.
 
 mod client;
+mod pool;
+mod tls;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -15,7 +17,7 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
-pub(crate) use client::{Answer, Client, EgressError};
+pub(crate) use client::{Answer, Client, ClientConfig, EgressError};
 
 /// Length of a URL.
 const MAX_URL_BYTES: usize = 2048;

@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, Uri};
 use mintage_model::TextModel;
 
 use super::breaker::BreakerPolicy;
-use crate::egress::EgressPolicy;
+use crate::egress::{ClientConfig, EgressPolicy};
 
 /// A service that answers under a model's name.
 #[derive(Clone)]
@@ -37,6 +37,8 @@ pub struct UpstreamConfig {
     pub allow_private_address: bool,
     /// To open a connection: name, TCP and TLS.
     pub connect_timeout: Duration,
+    /// Connections to it that are kept open for the next request.
+    pub max_idle_connections: usize,
     /// From sending the request to the first event of the answer.
     pub first_event_timeout: Duration,
     /// Between two events.
@@ -72,6 +74,7 @@ impl UpstreamConfig {
             tokenizer: None,
             allow_private_address: false,
             connect_timeout: Duration::from_secs(5),
+            max_idle_connections: 32,
             first_event_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(30),
             max_retries: 2,
@@ -90,6 +93,13 @@ impl UpstreamConfig {
         EgressPolicy {
             allow_hosts: vec![host],
             allow_private_addresses: self.allow_private_address,
+        }
+    }
+
+    pub(super) fn client(&self) -> ClientConfig {
+        ClientConfig {
+            connect_timeout: self.connect_timeout,
+            max_idle_connections: self.max_idle_connections,
         }
     }
 

@@ -7,7 +7,6 @@ use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
-use http_body_util::BodyExt;
 use mintage_model::VectorTask;
 
 use super::chunks::Chunks;
@@ -54,7 +53,7 @@ impl HttpUpstream {
         let rerank = url(if is_plural { "/reranks" } else { "/rerank" })?;
         let embeddings = url("/embeddings")?;
         let accept = if config.task == UpstreamTask::Generate { EVENTS } else { JSON };
-        let client = Client::new(policy, config.connect_timeout)
+        let client = Client::new(policy, &config.client())
             .map_err(|why| UpstreamError::Tls { name: name(), why })?;
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
@@ -83,13 +82,13 @@ impl HttpUpstream {
     async fn post(&self, url: &Uri, body: Bytes, expected: &str) -> Result<Answer, Failure> {
         let answer = self.client.post(url, &self.headers, body).await;
         let mut answer = answer.map_err(failed)?;
-        let status = answer.response.status();
+        let status = answer.status();
         if status != StatusCode::OK {
-            let retry_after = retry::asked(answer.response.headers());
+            let retry_after = retry::asked(answer.headers());
             let body = begin_of_body(&mut answer).await;
             return Err(Failure::of_status(status, retry_after, &body));
         }
-        let kind = answer.response.headers().get(header::CONTENT_TYPE);
+        let kind = answer.headers().get(header::CONTENT_TYPE);
         let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         if !kind.to_ascii_lowercase().starts_with(expected) {
             let kind: String = kind.chars().take(80).collect();
@@ -105,7 +104,7 @@ impl HttpUpstream {
         };
         let answer = self.post(url, ask.body.clone(), EVENTS).await?;
         let mut reading = Reading {
-            answer,
+            answer: Some(answer),
             lines: Lines::default(),
             chunks: Chunks::new(ask),
             ready: VecDeque::new(),
@@ -147,6 +146,10 @@ impl HttpUpstream {
 }
 
 impl Upstream for HttpUpstream {
+    fn connections(&self) -> [u64; 2] {
+        self.client.connections()
+    }
+
     fn open<'a>(&'a self, ask: &'a Ask) -> BoxFuture<'a, Result<Hearing, Failure>> {
         async {
             let limit = self.first_event_timeout;
@@ -179,9 +182,8 @@ fn failed(error: EgressError) -> Failure {
 
 async fn begin_of_body(answer: &mut Answer) -> Vec<u8> {
     let mut begin = Vec::new();
-    while let Some(Ok(frame)) = answer.response.body_mut().frame().await {
-        let data = frame.into_data().unwrap_or_default();
-        begin.extend_from_slice(data.get(..data.len().min(MAX_ERROR_BYTES)).unwrap_or(&[]));
+    while let Some(Ok(bytes)) = answer.bytes().await {
+        begin.extend_from_slice(bytes.get(..bytes.len().min(MAX_ERROR_BYTES)).unwrap_or(&[]));
         if begin.len() >= MAX_ERROR_BYTES {
             break;
         }
@@ -194,11 +196,11 @@ async fn begin_of_body(answer: &mut Answer) -> Vec<u8> {
 async fn whole_body(mut answer: Answer, idle_timeout: Duration) -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
     loop {
-        let frame = tokio::time::timeout(idle_timeout, answer.response.body_mut().frame()).await;
-        let Some(frame) = frame.map_err(|_| Failure::timeout("nothing more", idle_timeout))? else {
+        let bytes = tokio::time::timeout(idle_timeout, answer.bytes()).await;
+        let Some(bytes) = bytes.map_err(|_| Failure::timeout("nothing more", idle_timeout))? else {
             return Ok(body);
         };
-        let data = frame.map_err(broken_off)?.into_data().unwrap_or_default();
+        let data = bytes.map_err(broken_off)?;
         if body.len() + data.len() > MAX_ANSWER_BYTES {
             let long = format!("an answer of more than {MAX_ANSWER_BYTES} bytes");
             return Err(Failure::nonsense(long));
@@ -213,7 +215,8 @@ fn broken_off(error: hyper::Error) -> Failure {
 
 /// An answer that is being read.
 struct Reading {
-    answer: Answer,
+    /// `None` once all that is wanted of it was read.
+    answer: Option<Answer>,
     lines: Lines,
     chunks: Chunks,
     ready: VecDeque<Heard>,
@@ -265,7 +268,11 @@ impl Reading {
     /// The data of an event; whether it was the last, or said something.
     fn data(&mut self, data: &str) -> Result<bool, Failure> {
         if data == DONE {
-            return self.end().map(|()| true);
+            self.end()?;
+            if let Some(answer) = self.answer.take() {
+                answer.finish();
+            }
+            return Ok(true);
         }
         self.chunks.data(data, &mut self.ready)?;
         Ok(!self.ready.is_empty())
@@ -277,10 +284,7 @@ impl Reading {
     }
 
     async fn bytes(&mut self) -> Result<Option<Bytes>, Failure> {
-        match self.answer.response.body_mut().frame().await {
-            None => Ok(None),
-            Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
-            Some(Err(error)) => Err(broken_off(error)),
-        }
+        let Some(answer) = &mut self.answer else { return Ok(None) };
+        answer.bytes().await.transpose().map_err(broken_off)
     }
 }

@@ -47,6 +47,8 @@ pub(crate) trait Upstream: Send + Sync {
     fn open<'a>(&'a self, ask: &'a Ask) -> BoxFuture<'a, Result<Hearing, Failure>>;
     /// Sends a request for vectors and resolves once all of them came.
     fn vectors<'a>(&'a self, ask: &'a VectorAsk) -> BoxFuture<'a, Result<HeardVectors, Failure>>;
+    /// Connections that were made, and requests that found one open.
+    fn connections(&self) -> [u64; 2];
 }
 
 /// An answer as it comes. After a failure nothing follows; without one it is complete.

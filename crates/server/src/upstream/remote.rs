@@ -134,10 +134,7 @@ impl RemoteModel {
     }
 
     /// `asking` does nothing before it is polled.
-    async fn attempt<T>(
-        &self,
-        asking: BoxFuture<'_, Result<T, Failure>>,
-    ) -> Result<T, Failure> {
+    async fn attempt<T>(&self, asking: BoxFuture<'_, Result<T, Failure>>) -> Result<T, Failure> {
         self.breaker().admit(self.now_ms()).map_err(|wait_ms| Failure {
             retry_after: Some(Duration::from_millis(wait_ms)),
             ..Failure::new(FailureKind::Overloaded, "left alone after it failed too often")
@@ -291,7 +288,21 @@ pub(crate) fn render(remotes: &[Arc<RemoteModel>]) -> String {
             let _ = writeln!(out, "{name}{{upstream=\"{label}\",outcome=\"{outcome}\"}} {count}");
         }
     }
+    render_connections(&mut out, remotes);
     out
+}
+
+fn render_connections(out: &mut String, remotes: &[Arc<RemoteModel>]) {
+    let name = "mintage_upstream_connections_total";
+    let help = "Connections made, and requests that found one open.";
+    // Writing to a String does not fail.
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
+    for remote in remotes {
+        for (how, count) in ["opened", "reused"].iter().zip(remote.upstream.connections()) {
+            let label = label(remote);
+            let _ = writeln!(out, "{name}{{upstream=\"{label}\",how=\"{how}\"}} {count}");
+        }
+    }
 }
 
 fn label(remote: &RemoteModel) -> String {

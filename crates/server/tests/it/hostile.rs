@@ -41,11 +41,11 @@ fn event(data: &Value) -> String {
     format!("data: {data}\n\n")
 }
 
-fn says_text(text: &str) -> String {
+pub(crate) fn says_text(text: &str) -> String {
     event(&json!({"choices": [{"index": 0, "delta": {"content": text}}]}))
 }
 
-fn stops() -> String {
+pub(crate) fn stops() -> String {
     event(&json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}))
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn fails(status: &str, more: &str, body: &str) -> Vec<Does> {
     vec![Does::Says(head(status, &format!("content-length: {}\r\n{more}", body.len())) + body)]
 }
 
-async fn read_request(socket: &mut TcpStream) -> String {
+pub(crate) async fn read_request(socket: &mut TcpStream) -> String {
     let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
         let text = String::from_utf8_lossy(&seen).into_owned();

@@ -14,6 +14,7 @@ mod anthropic;
 mod batches;
 mod chat;
 mod completions;
+mod connections;
 mod dashscope;
 mod described;
 mod dialects;

@@ -181,7 +181,7 @@ async fn completions_come_through_with_all_their_choices() {
 }
 
 /// Asks for a stream and reads until `text` was seen.
-async fn begun(front: &House, text: &str) -> tokio::net::TcpStream {
+pub(crate) async fn begun(front: &House, text: &str) -> tokio::net::TcpStream {
     let body =
         json!({"model": FAR, "stream": true, "messages": [{"role": "user", "content": "x"}]});
     let mut socket = front.connect().await;
