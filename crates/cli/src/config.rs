@@ -536,7 +536,7 @@ mod tests {
             (
                 "[[upstream]]\nx = 1",
                 "name, base_url, model, task, context_tokens, max_output_tokens, api_key_env, api_key_file, flavour, \
-                 max_completion_tokens, tokenizer, allow_private_address, connect_timeout_s, \
+                 max_completion_tokens, tokenizer, allow_private_address, ca_file, connect_timeout_s, \
                  first_event_timeout_s, idle_timeout_s, max_retries, breaker_failures, breaker_pause_s, \
                  max_in_flight, max_idle_connections, drain_timeout_s",
             ),

@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use mintage_hub::Hub;
 use mintage_server::{
-    ApiKey, Flavour, OnDisconnect, RouteConfig, RouteTarget, UpstreamConfig, UpstreamTask,
+    ApiKey, CaCertificates, Flavour, OnDisconnect, RouteConfig, RouteTarget, UpstreamConfig,
+    UpstreamTask,
 };
 use serde::Deserialize;
 
@@ -20,6 +21,8 @@ use crate::pull_progress::PullProgress;
 
 /// Bytes of the longest file of a key.
 const KEY_BYTES_MAX: u64 = 16 << 10;
+/// ... and of certificates.
+const CA_BYTES_MAX: u64 = 1 << 20;
 
 /// One service.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -54,6 +57,8 @@ pub(crate) struct UpstreamSettings {
     /// It may stand at an address of this machine or of a network inside, and be reached without TLS.
     #[serde(default)]
     pub(crate) allow_private_address: bool,
+    /// Certificates of authorities that are trusted beside those that this machine trusts.
+    pub(crate) ca_file: Option<PathBuf>,
     #[serde(default = "connect_timeout_s")]
     pub(crate) connect_timeout_s: u64,
     #[serde(default = "first_event_timeout_s")]
@@ -177,6 +182,7 @@ impl UpstreamSettings {
                 None => None,
             },
             allow_private_address: self.allow_private_address,
+            ca: self.ca()?,
             connect_timeout: Duration::from_secs(self.connect_timeout_s.max(1)),
             first_event_timeout: Duration::from_secs(self.first_event_timeout_s.max(1)),
             idle_timeout: Duration::from_secs(self.idle_timeout_s.max(1)),
@@ -209,22 +215,36 @@ impl UpstreamSettings {
                 })?;
                 (key, format!("`{variable}`"))
             }
-            (None, Some(path)) => (read_key(path)?, path.display().to_string()),
+            (None, Some(path)) => {
+                let key = read_bounded(path, "a key", KEY_BYTES_MAX)?;
+                let key = String::from_utf8(key)
+                    .with_context(|| format!("{} is no text", path.display()))?;
+                (key, path.display().to_string())
+            }
             (None, None) => return Ok(None),
         };
         let key = ApiKey::new(&key)
             .map_err(|why| anyhow::anyhow!("the upstream `{name}`: {place}: {why}"))?;
         Ok(Some(key))
     }
+
+    fn ca(&self) -> Result<CaCertificates> {
+        let Some(path) = &self.ca_file else { return Ok(CaCertificates::default()) };
+        let pem = read_bounded(path, "a file of certificates", CA_BYTES_MAX)?;
+        CaCertificates::from_pem(&pem).map_err(|why| {
+            anyhow::anyhow!("the upstream `{}`: `ca_file` {}: {why}", self.name, path.display())
+        })
+    }
 }
 
-fn read_key(path: &Path) -> Result<String> {
+/// `what` it is, which has at most so many bytes.
+fn read_bounded(path: &Path, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
     let shown = path.display();
     let bytes = std::fs::metadata(path).with_context(|| format!("{shown} cannot be read"))?.len();
-    if bytes > KEY_BYTES_MAX {
-        bail!("{shown} has {bytes} bytes; a key has at most {KEY_BYTES_MAX}");
+    if bytes > max_bytes {
+        bail!("{shown} has {bytes} bytes; {what} has at most {max_bytes}");
     }
-    std::fs::read_to_string(path).with_context(|| format!("{shown} cannot be read"))
+    std::fs::read(path).with_context(|| format!("{shown} cannot be read"))
 }
 
 /// The services as the server takes them; fetches the tokenizers they need.
@@ -272,7 +292,7 @@ mod tests {
                 (config.connect_timeout, config.first_event_timeout, config.idle_timeout),
                 (config.max_retries, config.breaker_failures, config.breaker_pause),
                 (config.max_in_flight, config.max_idle_connections),
-                (config.on_disconnect, config.flavour),
+                (config.on_disconnect, config.flavour, format!("{:?}", config.ca)),
                 (config.allow_private_address, config.api_key.is_some(), config.task),
             )
         };
@@ -281,6 +301,22 @@ mod tests {
         assert_eq!(cancelled.on_disconnect, OnDisconnect::Cancel);
         let embeds = upstream("task = \"embed\"").config(&hub).unwrap();
         assert_eq!(embeds.task, UpstreamTask::Embed);
+    }
+
+    #[test]
+    fn a_file_of_certificates_that_is_none_is_refused_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        let check = |content: &[u8], says: &str| {
+            std::fs::write(&path, content).unwrap();
+            let error = upstream(&format!("ca_file = {path:?}")).ca().unwrap_err().to_string();
+            assert!(error.contains(says) && error.contains("ca.pem"), "{error}");
+        };
+        check(b"", "it holds no certificate");
+        check(b"sk-1\xff", "it holds no certificate");
+        let wrong = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        check(wrong.as_bytes(), "`ca_file`");
+        check(&vec![b' '; (CA_BYTES_MAX + 1) as usize], "at most 1048576");
     }
 
     #[test]

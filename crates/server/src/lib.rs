@@ -52,7 +52,7 @@ mod webhooks;
 pub use admin::{Answer, Books, Office};
 pub use auth::Access;
 pub use config::{Limits, ServerConfig};
-pub use egress::EgressPolicy;
+pub use egress::{CaCertificates, EgressPolicy};
 pub use http::{Server, ServerError, check_exposure, serve};
 pub use openapi::document as openapi_document;
 pub use routes::{RouteConfig, RouteTarget};

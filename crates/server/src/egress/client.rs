@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::pool::{Connection, Pool, SendError};
-use super::tls;
+use super::tls::{self, CaCertificates};
 use super::{EgressPolicy, NO_ADDRESS};
 
 /// What may be left of an answer of which nobody wants more: the end mark of a stream.
@@ -34,7 +34,10 @@ pub(crate) enum EgressError {
     /// The policy does not let it go there.
     #[error("{0}")]
     Refused(String),
-    /// Nobody there, or nobody who can be trusted. Nothing was sent.
+    /// Who is there cannot be trusted. Nothing was sent.
+    #[error("{0}")]
+    Untrusted(String),
+    /// Nobody there. Nothing was sent.
     #[error("no connection: {0}")]
     Connect(String),
     /// The connection broke, or what came was no HTTP.
@@ -49,6 +52,8 @@ pub(crate) struct ClientConfig {
     pub(crate) connect_timeout: Duration,
     /// Connections that wait for their next request.
     pub(crate) max_idle_connections: usize,
+    /// Trusted beside those that this machine trusts.
+    pub(crate) ca: CaCertificates,
 }
 
 /// Makes requests to where the policy allows.
@@ -77,7 +82,7 @@ impl Client {
         Ok(Self {
             policy,
             connect_timeout: config.connect_timeout,
-            tls: tls::connector()?,
+            tls: tls::connector(&config.ca)?,
             pool: Pool::new(config.max_idle_connections),
             opened: AtomicU64::new(0),
             reused: AtomicU64::new(0),
@@ -158,7 +163,10 @@ impl Client {
         }
         let name = ServerName::try_from(bare.to_owned())
             .map_err(|error| EgressError::Connect(error.to_string()))?;
-        over(self.tls.connect(name, tcp).await.map_err(failed)?).await
+        let stream = self.tls.connect(name, tcp).await.map_err(|error| {
+            tls::distrust(&error, bare).map_or_else(|| failed(error), EgressError::Untrusted)
+        })?;
+        over(stream).await
     }
 }
 
@@ -233,7 +241,7 @@ mod tests {
 
     fn config() -> ClientConfig {
         let connect_timeout = Duration::from_secs(5);
-        ClientConfig { connect_timeout, max_idle_connections: 1 }
+        ClientConfig { connect_timeout, max_idle_connections: 1, ca: CaCertificates::default() }
     }
 
     #[tokio::test]

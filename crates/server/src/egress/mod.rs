@@ -18,6 +18,7 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
 pub(crate) use client::{Answer, Client, ClientConfig, EgressError};
+pub use tls::CaCertificates;
 
 /// Length of a URL.
 const MAX_URL_BYTES: usize = 2048;

@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, Uri};
 use mintage_model::TextModel;
 
 use super::breaker::BreakerPolicy;
-use crate::egress::{ClientConfig, EgressPolicy};
+use crate::egress::{CaCertificates, ClientConfig, EgressPolicy};
 
 /// A service that answers under a model's name.
 #[derive(Clone)]
@@ -35,6 +35,8 @@ pub struct UpstreamConfig {
     pub tokenizer: Option<Arc<TextModel>>,
     /// It may stand at an address of this machine or of a network inside, and be reached without TLS.
     pub allow_private_address: bool,
+    /// Authorities whose certificates it may have beside those that this machine trusts.
+    pub ca: CaCertificates,
     /// To open a connection: name, TCP and TLS.
     pub connect_timeout: Duration,
     /// Connections to it that are kept open for the next request.
@@ -73,6 +75,7 @@ impl UpstreamConfig {
             max_completion_tokens: false,
             tokenizer: None,
             allow_private_address: false,
+            ca: CaCertificates::default(),
             connect_timeout: Duration::from_secs(5),
             max_idle_connections: 32,
             first_event_timeout: Duration::from_secs(60),
@@ -100,6 +103,7 @@ impl UpstreamConfig {
         ClientConfig {
             connect_timeout: self.connect_timeout,
             max_idle_connections: self.max_idle_connections,
+            ca: self.ca.clone(),
         }
     }
 

@@ -173,7 +173,7 @@ impl Upstream for HttpUpstream {
 fn failed(error: EgressError) -> Failure {
     let kind = match error {
         // It was checked when it was set up: the name leads elsewhere now.
-        EgressError::Refused(_) => FailureKind::Refused,
+        EgressError::Refused(_) | EgressError::Untrusted(_) => FailureKind::Refused,
         EgressError::Connect(_) => FailureKind::Unreachable,
         EgressError::Broken(_) => FailureKind::Failed,
     };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mintage_ledger::TokenUsage;
 use mintage_server::{ApiKey, UpstreamConfig, UpstreamTask};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{House, Reply, says, start_with, text_model};
@@ -57,16 +57,20 @@ fn reports(prompt: u64, cached: u64, completion: u64) -> String {
 }
 
 /// A whole good answer: "ab", five tokens of prompt, three of answer.
-fn good() -> Vec<Does> {
+pub(crate) fn good_text() -> String {
     let text = says_text("a") + &says_text("b") + &stops() + &reports(5, 2, 3);
-    vec![Does::Says(stream_head() + &text + "data: [DONE]\n\n")]
+    stream_head() + &text + "data: [DONE]\n\n"
+}
+
+fn good() -> Vec<Does> {
+    vec![Does::Says(good_text())]
 }
 
 pub(crate) fn fails(status: &str, more: &str, body: &str) -> Vec<Does> {
     vec![Does::Says(head(status, &format!("content-length: {}\r\n{more}", body.len())) + body)]
 }
 
-pub(crate) async fn read_request(socket: &mut TcpStream) -> String {
+pub(crate) async fn read_request(socket: &mut (impl AsyncRead + Unpin)) -> String {
     let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
         let text = String::from_utf8_lossy(&seen).into_owned();

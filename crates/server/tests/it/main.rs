@@ -34,6 +34,7 @@ mod routes;
 mod sockets;
 mod structured;
 mod thinking;
+mod tls;
 mod tokens;
 mod tools;
 mod upstreams;
