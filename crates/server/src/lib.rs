@@ -36,6 +36,8 @@ mod ollama;
 mod openai;
 mod openapi;
 mod options;
+mod paging;
+mod project_store;
 mod rate_limit;
 mod request_id;
 mod respond;

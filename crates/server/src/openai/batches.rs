@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
@@ -15,9 +14,10 @@ use crate::batch::ENDPOINTS;
 use crate::body::read_json;
 use crate::error::{ApiError, Fault, json};
 use crate::fields::{Fields, Null, shortened, wrong_type};
-use crate::openai::files::{checked_lifetime, failed, on_disk, project, storage};
-use crate::openai::paging::Query;
-use crate::storage::{BatchDocument, BatchPage, BatchRecord, BatchStatus, Counts};
+use crate::openai::files::checked_lifetime;
+use crate::paging::{List, Query};
+use crate::project_store::ProjectStore;
+use crate::storage::{BatchDocument, BatchPage, BatchRecord, BatchStatus, Counts, Storage};
 
 /// Hours of a completion window.
 const WINDOW_H: std::ops::RangeInclusive<u64> = 24..=336;
@@ -181,11 +181,10 @@ fn output_lifetime(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
 
 pub(crate) async fn create_batch(
     State(app): State<Arc<App>>,
+    store: ProjectStore,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
     let caller = request.extensions().get::<Caller>().cloned();
-    let project = project(caller.as_ref())?;
     if app.phase() != crate::app::Phase::Serving {
         return Err(ApiError::shutting_down());
     }
@@ -200,71 +199,48 @@ pub(crate) async fn create_batch(
         return Err(ApiError::new(Fault::Forbidden, "insufficient_scope", message));
     }
     let file = document.input_file_id.clone();
-    let made = on_disk(move || storage.add_batch(&project, document)).await?;
-    let batch = made.map_err(|error| failed(error, "file", &file))?;
+    let add = move |storage: &Storage, project: &str, _: &str| storage.add_batch(project, document);
+    let batch = store.ask("file", &file, add).await?;
     app.batches_changed.notify_one();
     Ok(json(describe(batch)))
 }
 
-#[derive(Serialize)]
-struct List {
-    object: &'static str,
-    data: Vec<Value>,
-    first_id: Option<String>,
-    last_id: Option<String>,
-    has_more: bool,
-}
-
 pub(crate) async fn list_batches(
-    State(app): State<Arc<App>>,
+    store: ProjectStore,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
     let mut query = Query::read(request.uri())?;
     let page =
         BatchPage { after: query.text("after"), limit: query.limit(DEFAULT_PAGE, MAX_PAGE)? };
     query.finish()?;
     let after = page.after.clone().unwrap_or_default();
-    let listed = on_disk(move || storage.batches(&project, &page)).await?;
-    let (batches, has_more) = listed.map_err(|error| failed(error, "batch", &after))?;
-    Ok(json(List {
-        object: "list",
-        first_id: batches.first().map(|batch| batch.id.clone()),
-        last_id: batches.last().map(|batch| batch.id.clone()),
-        has_more,
-        data: batches.into_iter().map(describe).collect(),
-    }))
+    let list = move |storage: &Storage, project: &str, _: &str| storage.batches(project, &page);
+    let (batches, has_more) = store.ask("batch", &after, list).await?;
+    let data: Vec<Value> = batches.into_iter().map(describe).collect();
+    Ok(json(List::new(data, has_more)))
 }
 
 pub(crate) async fn get_batch(
-    State(app): State<Arc<App>>,
+    store: ProjectStore,
     Path(id): Path<String>,
-    request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
-    let wanted = id.clone();
-    let found = on_disk(move || storage.batch(&project, &wanted)).await?;
-    Ok(json(describe(found.map_err(|error| failed(error, "batch", &id))?)))
+    Ok(json(describe(store.ask("batch", &id, Storage::batch).await?)))
 }
 
 pub(crate) async fn cancel_batch(
     State(app): State<Arc<App>>,
+    store: ProjectStore,
     Path(id): Path<String>,
-    request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
-    let wanted = id.clone();
     let cancel = |document: &mut BatchDocument| {
         if matches!(document.status, BatchStatus::Validating | BatchStatus::InProgress) {
             document.status = BatchStatus::Cancelling;
             document.cancelling_at = Some(now_unix());
         }
     };
-    let changed = on_disk(move || storage.change_batch(&project, &wanted, cancel)).await?;
-    let batch = changed.map_err(|error| failed(error, "batch", &id))?;
+    let change =
+        move |storage: &Storage, project: &str, id: &str| storage.change_batch(project, id, cancel);
+    let batch = store.ask("batch", &id, change).await?;
     // One that was cancelled before is over too, and says so.
     if batch.document.status != BatchStatus::Cancelling {
         let status = json!(batch.document.status);

@@ -14,10 +14,10 @@ use serde_json::json;
 use tokio_util::io::ReaderStream;
 
 use crate::app::App;
-use crate::auth::Caller;
 use crate::error::{ApiError, Fault, json};
 use crate::fields::shortened;
-use crate::openai::paging::Query;
+use crate::paging::{HasId, List, Query};
+use crate::project_store::{ProjectStore, on_disk};
 use crate::storage::{FilePage, FileRecord, Storage, StorageError, Upload};
 
 /// What a file may be for; the server itself makes others.
@@ -44,6 +44,12 @@ struct FileObject {
     status: &'static str,
 }
 
+impl HasId for FileObject {
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
 fn describe(file: FileRecord) -> FileObject {
     FileObject {
         id: file.id,
@@ -55,47 +61,6 @@ fn describe(file: FileRecord) -> FileObject {
         purpose: file.purpose,
         status: "processed",
     }
-}
-
-/// What is stored, or why nothing is.
-pub(super) fn storage(app: &App) -> Result<Arc<Storage>, ApiError> {
-    app.storage.clone().ok_or_else(|| {
-        let message = "This server stores no files: it was started without a folder for them.";
-        ApiError::new(Fault::NotFound, "files_disabled", message)
-    })
-}
-
-/// The project that asks.
-pub(super) fn project(caller: Option<&Caller>) -> Result<Arc<str>, ApiError> {
-    let project = caller.and_then(|caller| caller.principal.project.clone());
-    project.ok_or_else(|| ApiError::internal("a protected handler ran without a project"))
-}
-
-/// In the words of the API; `what` names what was looked for.
-pub(super) fn failed(error: StorageError, what: &str, id: &str) -> ApiError {
-    match error {
-        StorageError::NotFound => {
-            let message = format!("No such {what}: `{}`.", shortened(id));
-            let error = ApiError::new(Fault::NotFound, "not_found", message);
-            ApiError { param: Some("id".to_owned()), ..error }
-        }
-        StorageError::Full(text) => {
-            let mut chars = text.chars();
-            let first = chars.next().map(|c| c.to_ascii_uppercase());
-            let text: String = first.into_iter().chain(chars).collect();
-            ApiError::new(Fault::Invalid, "quota_exceeded", format!("{text}."))
-        }
-        error => ApiError::internal(error.to_string()),
-    }
-}
-
-/// Runs work on the store on a thread that may block.
-pub(super) async fn on_disk<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
-) -> Result<Result<T, StorageError>, ApiError> {
-    let span = tracing::Span::current();
-    let done = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
-    done.map_err(|e| ApiError::internal(format!("work on stored files failed: {e}")))
 }
 
 /// What comes with a file.
@@ -110,10 +75,9 @@ struct Form {
 
 pub(crate) async fn create_file(
     State(app): State<Arc<App>>,
+    store: ProjectStore,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
     let _place = Arc::clone(&app.uploads).try_acquire_owned().map_err(|_| {
         let message = "The server takes no more uploads at once. Please try again.";
         ApiError::new(Fault::Overloaded, "overloaded", message)
@@ -123,8 +87,10 @@ pub(crate) async fn create_file(
         ApiError::new(Fault::UnsupportedMediaType, "unsupported_media_type", message)
     })?;
     // One that comes too slowly would keep others out.
-    let form =
-        tokio::time::timeout(app.limits.request_timeout, read_form(&app, &storage, multipart));
+    let form = tokio::time::timeout(
+        app.limits.request_timeout,
+        read_form(&app, &store.storage, multipart),
+    );
     let form = form.await.map_err(|_| {
         let limit_s = app.limits.request_timeout.as_secs();
         let message = format!("The file did not arrive within {limit_s} s.");
@@ -137,9 +103,10 @@ pub(crate) async fn create_file(
         return Err(ApiError::field("file", "invalid_value", "`file` is empty."));
     }
     let filename = form.filename;
-    let kept =
-        on_disk(move || storage.keep(&project, upload, &purpose, &filename, lifetime_s)).await?;
-    Ok(json(describe(kept.map_err(|error| failed(error, "file", ""))?)))
+    let keep = move |storage: &Storage, project: &str, _: &str| {
+        storage.keep(project, upload, &purpose, &filename, lifetime_s)
+    };
+    Ok(json(describe(store.ask("file", "", keep).await?)))
 }
 
 fn missing(name: &str) -> ApiError {
@@ -281,21 +248,10 @@ pub(super) fn checked_lifetime(seconds: Option<u64>, name: &str) -> Result<u64, 
     })
 }
 
-#[derive(Serialize)]
-struct List {
-    object: &'static str,
-    first_id: Option<String>,
-    last_id: Option<String>,
-    has_more: bool,
-    data: Vec<FileObject>,
-}
-
 pub(crate) async fn list_files(
-    State(app): State<Arc<App>>,
+    store: ProjectStore,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
     let mut query = Query::read(request.uri())?;
     let page = FilePage {
         purpose: query.text("purpose"),
@@ -305,40 +261,24 @@ pub(crate) async fn list_files(
     };
     query.finish()?;
     let after = page.after.clone().unwrap_or_default();
-    let listed = on_disk(move || storage.files(&project, &page)).await?;
-    let (files, has_more) = listed.map_err(|error| failed(error, "file", &after))?;
+    let list = move |storage: &Storage, project: &str, _: &str| storage.files(project, &page);
+    let (files, has_more) = store.ask("file", &after, list).await?;
     let data: Vec<FileObject> = files.into_iter().map(describe).collect();
-    Ok(json(List {
-        object: "list",
-        first_id: data.first().map(|file| file.id.clone()),
-        last_id: data.last().map(|file| file.id.clone()),
-        has_more,
-        data,
-    }))
+    Ok(json(List::new(data, has_more)))
 }
 
 pub(crate) async fn get_file(
-    State(app): State<Arc<App>>,
+    store: ProjectStore,
     Path(id): Path<String>,
-    request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
-    let wanted = id.clone();
-    let found = on_disk(move || storage.file(&project, &wanted)).await?;
-    Ok(json(describe(found.map_err(|error| failed(error, "file", &id))?)))
+    Ok(json(describe(store.ask("file", &id, Storage::file).await?)))
 }
 
 pub(crate) async fn file_content(
-    State(app): State<Arc<App>>,
+    store: ProjectStore,
     Path(id): Path<String>,
-    request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
-    let wanted = id.clone();
-    let opened = on_disk(move || storage.open_file(&project, &wanted)).await?;
-    let (file, content) = opened.map_err(|error| failed(error, "file", &id))?;
+    let (file, content) = store.ask("file", &id, Storage::open_file).await?;
     let body = Body::from_stream(ReaderStream::new(tokio::fs::File::from_std(content)));
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
@@ -351,14 +291,9 @@ pub(crate) async fn file_content(
 }
 
 pub(crate) async fn delete_file(
-    State(app): State<Arc<App>>,
+    store: ProjectStore,
     Path(id): Path<String>,
-    request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
-    let wanted = id.clone();
-    let removed = on_disk(move || storage.remove_file(&project, &wanted)).await?;
-    removed.map_err(|error| failed(error, "file", &id))?;
+    store.ask("file", &id, Storage::remove_file).await?;
     Ok(json(json!({"id": id, "object": "file", "deleted": true})))
 }

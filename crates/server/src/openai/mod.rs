@@ -21,7 +21,6 @@ mod generation;
 mod messages;
 mod models;
 mod options;
-mod paging;
 mod qwen;
 mod rerank;
 mod responses;

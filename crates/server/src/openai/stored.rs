@@ -10,13 +10,12 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
-use crate::auth::Caller;
 use crate::body::read_json;
 use crate::error::{ApiError, json};
 use crate::fields::Fields;
 use crate::openai::batches::metadata;
-use crate::openai::files::{failed, on_disk, project, storage};
-use crate::openai::paging::{List, Query};
+use crate::paging::{List, Query};
+use crate::project_store::{ProjectStore, failed, on_disk};
 use crate::respond::Keep;
 use crate::storage::{AnswerKind, AnswerPage, AnswerRecord, Storage, StorageError};
 
@@ -97,14 +96,10 @@ pub(super) fn keeping(app: &App) -> Option<Arc<Storage>> {
     app.storage.clone().filter(|storage| storage.config.answers.keep_days > 0)
 }
 
-async fn find(
-    storage: &Arc<Storage>,
-    project: &Arc<str>,
-    id: &str,
-) -> Result<(AnswerRecord, Value), ApiError> {
-    let (storage, project, wanted) = (Arc::clone(storage), Arc::clone(project), id.to_owned());
-    let found = on_disk(move || storage.answer(&project, AnswerKind::Chat, &wanted)).await?;
-    let record = found.map_err(|error| failed(error, WHAT, id))?;
+async fn find(store: &ProjectStore, id: &str) -> Result<(AnswerRecord, Value), ApiError> {
+    let find =
+        |storage: &Storage, project: &str, id: &str| storage.answer(project, AnswerKind::Chat, id);
+    let record = store.ask(WHAT, id, find).await?;
     let document = parsed(&record.document)?;
     Ok((record, document))
 }
@@ -114,11 +109,9 @@ fn parsed(text: &str) -> Result<Value, ApiError> {
 }
 
 pub(crate) async fn list_chats(
-    State(app): State<Arc<App>>,
+    store: ProjectStore,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
     let mut query = Query::read(request.uri())?;
     let page = AnswerPage {
         model: query.text("model"),
@@ -129,30 +122,28 @@ pub(crate) async fn list_chats(
     };
     query.finish()?;
     let after = page.after.clone().unwrap_or_default();
-    let found = on_disk(move || storage.answers(&project, AnswerKind::Chat, &page)).await?;
-    let (records, has_more) = found.map_err(|error| failed(error, WHAT, &after))?;
+    let list = move |storage: &Storage, project: &str, _: &str| {
+        storage.answers(project, AnswerKind::Chat, &page)
+    };
+    let (records, has_more) = store.ask(WHAT, &after, list).await?;
     let data = records.iter().map(|record| parsed(&record.document));
     Ok(json(List::new(data.collect::<Result<_, _>>()?, has_more)))
 }
 
 pub(crate) async fn get_chat(
-    State(app): State<Arc<App>>,
+    store: ProjectStore,
     Path(id): Path<String>,
-    request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
-    Ok(json(find(&storage, &project, &id).await?.1))
+    Ok(json(find(&store, &id).await?.1))
 }
 
 /// Gives a chat other metadata.
 pub(crate) async fn change_chat(
     State(app): State<Arc<App>>,
+    store: ProjectStore,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
     let (head, body) = request.into_parts();
     let limits = &app.limits;
     let body = read_json(&head.headers, body, limits.max_body_bytes, limits.body_timeout).await?;
@@ -162,41 +153,38 @@ pub(crate) async fn change_chat(
     }
     let metadata = metadata(&mut fields)?.unwrap_or_default();
     fields.finish()?;
-    let (mut record, mut document) = find(&storage, &project, &id).await?;
+    let (mut record, mut document) = find(&store, &id).await?;
     document["metadata"] = metadata.into();
     record.document = document.to_string();
-    let changed = on_disk(move || storage.change_answer(AnswerKind::Chat, &record)).await?;
-    changed.map_err(|error| failed(error, WHAT, &id))?;
+    let change =
+        move |storage: &Storage, _: &str, _: &str| storage.change_answer(AnswerKind::Chat, &record);
+    store.ask(WHAT, &id, change).await?;
     Ok(json(document))
 }
 
 pub(crate) async fn delete_chat(
-    State(app): State<Arc<App>>,
+    store: ProjectStore,
     Path(id): Path<String>,
-    request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
-    let wanted = id.clone();
-    let removed = on_disk(move || storage.remove_answer(&project, AnswerKind::Chat, &wanted));
-    removed.await?.map_err(|error| failed(error, WHAT, &id))?;
+    let remove = |storage: &Storage, project: &str, id: &str| {
+        storage.remove_answer(project, AnswerKind::Chat, id)
+    };
+    store.ask(WHAT, &id, remove).await?;
     Ok(json(json!({"object": "chat.completion.deleted", "id": id, "deleted": true})))
 }
 
 /// Lists the messages that a chat answered.
 pub(crate) async fn list_chat_messages(
-    State(app): State<Arc<App>>,
+    store: ProjectStore,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
     let mut query = Query::read(request.uri())?;
     let limit = query.limit(DEFAULT_PAGE, MAX_PAGE)? as usize;
     let descending = query.choice("order", &["asc", "desc"])?.as_deref() == Some("desc");
     let after = query.text("after");
     query.finish()?;
-    let (record, _) = find(&storage, &project, &id).await?;
+    let (record, _) = find(&store, &id).await?;
     let Value::Array(mut all) = parsed(&record.input)? else {
         return Err(ApiError::internal("a kept chat holds no messages"));
     };

@@ -2,9 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{
-    Content, JSON, Operation, content, count, list, no_query, nullable, object, reference, text,
-};
+use super::{Content, JSON, Operation, content, count, list, no_query, object, reference, text};
 
 const COMPATIBLE: &[&str] = &["/compatible-mode"];
 
@@ -82,8 +80,8 @@ fn page(of: &str) -> Value {
         json!({
             "object": {"const": "list"},
             "data": list(reference(of)),
-            "first_id": nullable(text()),
-            "last_id": nullable(text()),
+            "first_id": text(),
+            "last_id": text(),
             "has_more": {"type": "boolean"},
         }),
     )

@@ -22,13 +22,12 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::auth::Caller;
 use crate::chat::{self, ChatRequest, Route};
 use crate::error::{ApiError, Fault, json};
 use crate::job::{Incoming, Job};
-use crate::openai::files::{failed, on_disk, project, storage};
-use crate::openai::paging::{List, Query};
 use crate::openai::stored::keeping;
+use crate::paging::{List, Query};
+use crate::project_store::{ProjectStore, failed};
 use crate::respond::respond;
 use crate::storage::{AnswerKind, Storage, StorageError};
 
@@ -173,10 +172,8 @@ pub(crate) async fn count_input(
 }
 
 /// A response of the project that asks, as it is kept.
-async fn find(storage: &Arc<Storage>, project: &Arc<str>, id: &str) -> Result<Kept, ApiError> {
-    let (storage, project, wanted) = (Arc::clone(storage), Arc::clone(project), id.to_owned());
-    let found = on_disk(move || Kept::find(&storage, &project, &wanted)).await?;
-    found.map_err(|error| failed(error, WHAT, id))
+async fn find(store: &ProjectStore, id: &str) -> Result<Kept, ApiError> {
+    store.ask(WHAT, id, Kept::find).await
 }
 
 struct Wanted {
@@ -211,15 +208,14 @@ impl Wanted {
 
 pub(crate) async fn get_response(
     State(app): State<Arc<App>>,
+    store: ProjectStore,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
     let Wanted { stream, after, obfuscates } = Wanted::read(request.uri())?;
     // Looked for before the store is: what ends meanwhile is found there.
     let running = app.background.get(&id);
-    let kept = find(&storage, &project, &id).await?;
+    let kept = find(&store, &id).await?;
     let running = running.filter(|_| !kept.record.is_over);
     if !stream {
         return Ok(match running {
@@ -244,13 +240,11 @@ pub(crate) async fn get_response(
 
 pub(crate) async fn cancel_response(
     State(app): State<Arc<App>>,
+    store: ProjectStore,
     Path(id): Path<String>,
-    request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
     let running = app.background.get(&id);
-    let kept = find(&storage, &project, &id).await?;
+    let kept = find(&store, &id).await?;
     if !kept.body.background {
         let message =
             "Only responses that run in the background can be cancelled; hang up instead.";
@@ -268,39 +262,36 @@ pub(crate) async fn cancel_response(
 
 pub(crate) async fn delete_response(
     State(app): State<Arc<App>>,
+    store: ProjectStore,
     Path(id): Path<String>,
-    request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
     let running = app.background.get(&id);
-    let kept = find(&storage, &project, &id).await?;
+    let kept = find(&store, &id).await?;
     if let Some(running) = running.filter(|_| !kept.record.is_over) {
         running.cancel().await;
     }
-    let wanted = id.clone();
-    let remove = move || storage.remove_answer(&project, AnswerKind::Response, &wanted);
-    on_disk(remove).await?.map_err(|error| failed(error, WHAT, &id))?;
+    let remove = |storage: &Storage, project: &str, id: &str| {
+        storage.remove_answer(project, AnswerKind::Response, id)
+    };
+    store.ask(WHAT, &id, remove).await?;
     Ok(json(json!({"id": id, "object": "response", "deleted": true})))
 }
 
 /// Lists what a response answered: all that went before it, and what was given with it.
 pub(crate) async fn list_input_items(
-    State(app): State<Arc<App>>,
+    store: ProjectStore,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let storage = storage(&app)?;
-    let project = project(request.extensions().get::<Caller>())?;
     let mut query = Query::read_without(request.uri(), &["include", "include[]"])?;
     let limit = query.limit(DEFAULT_PAGE, MAX_PAGE)? as usize;
     let ascending = query.choice("order", &["asc", "desc"])?.as_deref() == Some("asc");
     let after = query.text("after");
     query.finish()?;
-    let kept = find(&storage, &project, &id).await?;
+    let kept = find(&store, &id).await?;
     let load = move || {
         let previous = kept.body.previous_response_id.as_deref();
-        let mut all = context::before(Some(&*storage), &project, previous)?;
+        let mut all = context::before(Some(&*store.storage), &store.project, previous)?;
         all.extend(kept.input().map_err(|error| failed(error, WHAT, &kept.record.id))?);
         Ok(all)
     };

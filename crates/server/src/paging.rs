@@ -10,15 +10,15 @@ use crate::error::{ApiError, Fault};
 use crate::fields::shortened;
 
 /// The parameters of a query that were not taken yet.
-pub(super) struct Query(BTreeMap<String, String>);
+pub(crate) struct Query(BTreeMap<String, String>);
 
 impl Query {
-    pub(super) fn read(uri: &Uri) -> Result<Self, ApiError> {
+    pub(crate) fn read(uri: &Uri) -> Result<Self, ApiError> {
         Self::read_without(uri, &[])
     }
 
     /// The same where some may stand there, even more than once, and mean nothing.
-    pub(super) fn read_without(uri: &Uri, ignored: &[&str]) -> Result<Self, ApiError> {
+    pub(crate) fn read_without(uri: &Uri, ignored: &[&str]) -> Result<Self, ApiError> {
         let mut all = BTreeMap::new();
         for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
             if ignored.contains(&&*name) {
@@ -34,11 +34,11 @@ impl Query {
     }
 
     /// Empty means absent.
-    pub(super) fn text(&mut self, name: &str) -> Option<String> {
+    pub(crate) fn text(&mut self, name: &str) -> Option<String> {
         self.0.remove(name).filter(|value| !value.is_empty())
     }
 
-    pub(super) fn choice(
+    pub(crate) fn choice(
         &mut self,
         name: &str,
         choices: &[&str],
@@ -53,7 +53,7 @@ impl Query {
     }
 
     /// `limit`: from 1 to `most`.
-    pub(super) fn limit(&mut self, default: u32, most: u32) -> Result<u32, ApiError> {
+    pub(crate) fn limit(&mut self, default: u32, most: u32) -> Result<u32, ApiError> {
         let Some(text) = self.text("limit") else { return Ok(default) };
         text.parse().ok().filter(|limit| (1..=most).contains(limit)).ok_or_else(|| {
             let given = shortened(&text);
@@ -63,7 +63,7 @@ impl Query {
     }
 
     /// `name[key]=value`, all of them.
-    pub(super) fn pairs(&mut self, name: &str) -> Vec<(String, String)> {
+    pub(crate) fn pairs(&mut self, name: &str) -> Vec<(String, String)> {
         let key = |given: &str| {
             Some(given.strip_prefix(name)?.strip_prefix('[')?.strip_suffix(']')?.to_owned())
         };
@@ -73,36 +73,45 @@ impl Query {
     }
 
     /// What is left is unknown.
-    pub(super) fn finish(self) -> Result<(), ApiError> {
+    pub(crate) fn finish(self) -> Result<(), ApiError> {
         let Some(name) = self.0.keys().next() else { return Ok(()) };
         let message = format!("Unknown parameter: `{}`.", shortened(name));
         Err(ApiError::new(Fault::Invalid, "unknown_parameter", message))
     }
 }
 
-/// A page of things with ids.
+/// What is listed by its id.
+pub(crate) trait HasId {
+    fn id(&self) -> &str;
+}
+
+impl HasId for Value {
+    fn id(&self) -> &str {
+        self["id"].as_str().unwrap_or_default()
+    }
+}
+
+/// A page of things with ids. Where there are none, `first_id` and `last_id` are empty.
 #[derive(Serialize)]
-pub(super) struct List {
+pub(crate) struct List<T> {
     object: &'static str,
-    data: Vec<Value>,
+    data: Vec<T>,
     first_id: String,
     last_id: String,
     has_more: bool,
 }
 
-impl List {
-    pub(super) fn new(data: Vec<Value>, has_more: bool) -> Self {
-        let id = |value: Option<&Value>| {
-            value.and_then(|value| value["id"].as_str()).unwrap_or_default().to_owned()
-        };
+impl<T: HasId> List<T> {
+    pub(crate) fn new(data: Vec<T>, has_more: bool) -> Self {
+        let id = |thing: Option<&T>| thing.map(|thing| thing.id().to_owned()).unwrap_or_default();
         let (first_id, last_id) = (id(data.first()), id(data.last()));
         Self { object: "list", data, first_id, last_id, has_more }
     }
 
     /// The page behind the thing `after`; `None` where that is not among them.
-    pub(super) fn page(mut all: Vec<Value>, after: Option<&str>, limit: usize) -> Option<Self> {
+    pub(crate) fn page(mut all: Vec<T>, after: Option<&str>, limit: usize) -> Option<Self> {
         if let Some(after) = after {
-            let at = all.iter().position(|thing| thing["id"] == after)?;
+            let at = all.iter().position(|thing| thing.id() == after)?;
             all.drain(..=at);
         }
         let has_more = all.len() > limit;
