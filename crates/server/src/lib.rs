@@ -47,6 +47,7 @@ mod stop;
 mod storage;
 mod structured;
 mod till;
+mod upload;
 mod upstream;
 mod vectors;
 mod webhooks;

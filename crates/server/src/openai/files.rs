@@ -1,12 +1,11 @@
 //! `/v1/files`: contents that a project leaves here, for batches and for itself.
 //!
-//! Invariant: what comes in goes to the disk piece by piece; at no time is a file in memory.
+//! Not here: how a form is read (`upload`).
 
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::multipart::{Field, MultipartError};
-use axum::extract::{FromRequest, Multipart, Path, Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -14,19 +13,13 @@ use serde_json::json;
 use tokio_util::io::ReaderStream;
 
 use crate::app::App;
-use crate::error::{ApiError, Fault, json};
-use crate::fields::shortened;
+use crate::error::{ApiError, json};
+use crate::fields::missing;
 use crate::paging::{HasId, List, Query};
-use crate::project_store::{ProjectStore, on_disk};
-use crate::storage::{FilePage, FileRecord, Storage, StorageError, Upload};
+use crate::project_store::ProjectStore;
+use crate::storage::{FilePage, FileRecord, NewFile, Storage, Upload};
+use crate::upload::{Form, checked_purpose, in_time, unknown_part};
 
-/// What a file may be for; the server itself makes others.
-const PURPOSES: &[&str] =
-    &["assistants", "batch", "evals", "fine-tune", "user_data", "vision", "file-extract"];
-const MAX_FILENAME_CHARS: usize = 255;
-/// Of a field that is text.
-const MAX_TEXT_BYTES: usize = 4096;
-const MAX_FIELDS: usize = 16;
 /// OpenAI's limits of a file's lifetime, seconds.
 const LIFETIME_S: std::ops::RangeInclusive<u64> = 3_600..=2_592_000;
 const MAX_PAGE: u32 = 10_000;
@@ -65,9 +58,8 @@ fn describe(file: FileRecord) -> FileObject {
 
 /// What comes with a file.
 #[derive(Default)]
-struct Form {
-    upload: Option<Upload>,
-    filename: String,
+struct Given {
+    file: Option<(String, Upload)>,
     purpose: Option<String>,
     anchor: Option<String>,
     lifetime: Option<String>,
@@ -78,150 +70,28 @@ pub(crate) async fn create_file(
     store: ProjectStore,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let _place = Arc::clone(&app.uploads).try_acquire_owned().map_err(|_| {
-        let message = "The server takes no more uploads at once. Please try again.";
-        ApiError::new(Fault::Overloaded, "overloaded", message)
-    })?;
-    let multipart = Multipart::from_request(request, &()).await.map_err(|rejection| {
-        let message = format!("The request's body must be multipart/form-data: {rejection}.");
-        ApiError::new(Fault::UnsupportedMediaType, "unsupported_media_type", message)
-    })?;
-    // One that comes too slowly would keep others out.
-    let form = tokio::time::timeout(
-        app.limits.request_timeout,
-        read_form(&app, &store.storage, multipart),
-    );
-    let form = form.await.map_err(|_| {
-        let limit_s = app.limits.request_timeout.as_secs();
-        let message = format!("The file did not arrive within {limit_s} s.");
-        ApiError::new(Fault::BodyTimeout, "body_timeout", message)
-    })??;
-    let (purpose, lifetime_s) =
-        (checked_purpose(form.purpose)?, lifetime(form.anchor, form.lifetime)?);
-    let Some(upload) = form.upload else { return Err(missing("file")) };
-    if upload.bytes() == 0 {
-        return Err(ApiError::field("file", "invalid_value", "`file` is empty."));
-    }
-    let filename = form.filename;
-    let keep = move |storage: &Storage, project: &str, _: &str| {
-        storage.keep(project, upload, &purpose, &filename, lifetime_s)
-    };
+    let form = Form::open(&app, request).await?;
+    let given = in_time(&app, read_form(&store, form)).await?;
+    let purpose = checked_purpose(given.purpose.ok_or_else(|| missing("purpose"))?)?;
+    let lifetime_s = lifetime(given.anchor, given.lifetime)?;
+    let Some((filename, upload)) = given.file else { return Err(missing("file")) };
+    let file = NewFile { purpose, filename, lifetime_s, description: None };
+    let keep = move |storage: &Storage, project: &str, _: &str| storage.keep(project, upload, file);
     Ok(json(describe(store.ask("file", "", keep).await?)))
 }
 
-fn missing(name: &str) -> ApiError {
-    ApiError::field(name, "missing_required_parameter", format!("`{name}` is missing."))
-}
-
-fn broken(error: &MultipartError) -> ApiError {
-    ApiError {
-        log: Some(format!("an upload broke: {}", error.body_text())),
-        ..ApiError::new(Fault::Invalid, "incomplete_body", "The request's body is incomplete.")
-    }
-}
-
-async fn read_form(
-    app: &App,
-    storage: &Arc<Storage>,
-    mut multipart: Multipart,
-) -> Result<Form, ApiError> {
-    let mut form = Form::default();
-    for _ in 0..MAX_FIELDS {
-        let field = tokio::time::timeout(app.limits.body_timeout, multipart.next_field());
-        let field = field.await.map_err(|_| stalled(app))?;
-        let Some(field) = field.map_err(|error| broken(&error))? else { return Ok(form) };
-        match field.name().unwrap_or_default() {
-            "file" if form.upload.is_none() => {
-                form.filename = filename(field.file_name())?;
-                form.upload = Some(store(app, storage, field).await?);
-            }
-            "purpose" => form.purpose = Some(text(app, field, "purpose").await?),
-            "expires_after[anchor]" => {
-                form.anchor = Some(text(app, field, "expires_after[anchor]").await?);
-            }
-            "expires_after[seconds]" => {
-                form.lifetime = Some(text(app, field, "expires_after[seconds]").await?);
-            }
-            name => {
-                let name = shortened(name);
-                let message = format!("Unknown or repeated parameter: `{name}`.");
-                return Err(ApiError::field(name, "unknown_parameter", message));
-            }
+async fn read_form(store: &ProjectStore, mut form: Form<'_>) -> Result<Given, ApiError> {
+    let mut given = Given::default();
+    while let Some(part) = form.next().await? {
+        match part.name.as_str() {
+            "file" if given.file.is_none() => given.file = Some(part.file(&store.storage).await?),
+            "purpose" => given.purpose = Some(part.text().await?),
+            "expires_after[anchor]" => given.anchor = Some(part.text().await?),
+            "expires_after[seconds]" => given.lifetime = Some(part.text().await?),
+            name => return Err(unknown_part(name)),
         }
     }
-    Err(ApiError::new(
-        Fault::Invalid,
-        "invalid_value",
-        format!("A form has at most {MAX_FIELDS} fields."),
-    ))
-}
-
-fn stalled(app: &App) -> ApiError {
-    let limit_s = app.limits.body_timeout.as_secs_f32();
-    let message = format!("Nothing of the request's body came for {limit_s} s.");
-    ApiError::new(Fault::BodyTimeout, "body_timeout", message)
-}
-
-fn filename(given: Option<&str>) -> Result<String, ApiError> {
-    let name = given.unwrap_or("file");
-    let fits = (1..=MAX_FILENAME_CHARS).contains(&name.chars().count());
-    if fits && !name.chars().any(char::is_control) {
-        return Ok(name.to_owned());
-    }
-    let message =
-        format!("The name of a file has 1 to {MAX_FILENAME_CHARS} characters that can be seen.");
-    Err(ApiError::field("file", "invalid_value", message))
-}
-
-async fn chunk(app: &App, field: &mut Field<'_>) -> Result<Option<axum::body::Bytes>, ApiError> {
-    let chunk = tokio::time::timeout(app.limits.body_timeout, field.chunk());
-    chunk.await.map_err(|_| stalled(app))?.map_err(|error| broken(&error))
-}
-
-async fn text(app: &App, mut field: Field<'_>, name: &str) -> Result<String, ApiError> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = chunk(app, &mut field).await? {
-        bytes.extend_from_slice(&chunk);
-        if bytes.len() > MAX_TEXT_BYTES {
-            let message = format!("`{name}` has at most {MAX_TEXT_BYTES} bytes.");
-            return Err(ApiError::field(name, "invalid_value", message));
-        }
-    }
-    String::from_utf8(bytes)
-        .map_err(|_| ApiError::field(name, "invalid_value", format!("`{name}` is not UTF-8.")))
-}
-
-/// Bytes to the disk as they come.
-async fn store(
-    app: &App,
-    storage: &Arc<Storage>,
-    mut field: Field<'_>,
-) -> Result<Upload, ApiError> {
-    let begin = Arc::clone(storage);
-    let max_bytes = storage.config.max_file_bytes;
-    let refuse = |error: StorageError| match error {
-        StorageError::Full(_) => {
-            let message = format!("`file`: a file has at most {max_bytes} bytes.");
-            ApiError::new(Fault::TooLarge, "request_too_large", message)
-        }
-        error => ApiError::internal(error.to_string()),
-    };
-    let mut upload = on_disk(move || begin.begin()).await?.map_err(refuse)?;
-    while let Some(chunk) = chunk(app, &mut field).await? {
-        let written = on_disk(move || upload.write(&chunk).map(|()| upload)).await?;
-        upload = written.map_err(refuse)?;
-    }
-    Ok(upload)
-}
-
-fn checked_purpose(given: Option<String>) -> Result<String, ApiError> {
-    let purpose = given.ok_or_else(|| missing("purpose"))?;
-    if PURPOSES.contains(&purpose.as_str()) {
-        return Ok(purpose);
-    }
-    let message =
-        format!("`purpose` must be one of {}, not `{}`.", PURPOSES.join(", "), shortened(&purpose));
-    Err(ApiError::field("purpose", "invalid_value", message))
+    Ok(given)
 }
 
 fn lifetime(anchor: Option<String>, seconds: Option<String>) -> Result<Option<u64>, ApiError> {

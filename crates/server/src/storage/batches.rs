@@ -352,6 +352,7 @@ impl Storage {
             id: self.settle_content(&mut upload)?,
             purpose: OUTPUT_PURPOSE.to_owned(),
             filename: format!("{}_{kind}.jsonl", batch.id),
+            description: None,
             bytes: upload.bytes(),
             created,
             expires: batch.document.output_lifetime_s.map(|s| created.saturating_add(s)),

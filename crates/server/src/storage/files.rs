@@ -6,9 +6,19 @@ use std::path::PathBuf;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{PARTIAL, Storage, StorageError, io_error, remove, sync_folder};
+use super::{NumberedPage, PARTIAL, Storage, StorageError, io_error, remove, sync_folder};
 use crate::auth::now_unix;
 use crate::request_id::random_hex;
+
+/// What is told of a file that comes in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NewFile {
+    pub(crate) purpose: String,
+    pub(crate) filename: String,
+    /// In its owner's words.
+    pub(crate) description: Option<String>,
+    pub(crate) lifetime_s: Option<u64>,
+}
 
 /// What is known of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +26,7 @@ pub(crate) struct FileRecord {
     pub(crate) id: String,
     pub(crate) purpose: String,
     pub(crate) filename: String,
+    pub(crate) description: Option<String>,
     pub(crate) bytes: u64,
     /// Seconds since 1970, as the next.
     pub(crate) created: u64,
@@ -82,6 +93,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<FileRecord> {
         id: row.get("id")?,
         purpose: row.get("purpose")?,
         filename: row.get("filename")?,
+        description: row.get("description")?,
         bytes: row.get("bytes")?,
         created: row.get("created")?,
         expires: row.get("expires")?,
@@ -110,13 +122,14 @@ pub(super) fn insert(
     file: &FileRecord,
 ) -> Result<(), StorageError> {
     index.execute(
-        "INSERT INTO files (id, project, purpose, filename, bytes, created, expires)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO files (id, project, purpose, filename, description, bytes, created, expires)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         params![
             file.id,
             project,
             file.purpose,
             file.filename,
+            file.description,
             file.bytes,
             file.created,
             file.expires
@@ -158,16 +171,16 @@ impl Storage {
         &self,
         project: &str,
         mut upload: Upload,
-        purpose: &str,
-        filename: &str,
-        lifetime_s: Option<u64>,
+        file: NewFile,
     ) -> Result<FileRecord, StorageError> {
         self.check_room(&self.index(), project, upload.bytes)?;
         let created = now_unix();
+        let NewFile { purpose, filename, description, lifetime_s } = file;
         let file = FileRecord {
             id: self.settle_content(&mut upload)?,
-            purpose: purpose.to_owned(),
-            filename: filename.to_owned(),
+            purpose,
+            filename,
+            description,
             bytes: upload.bytes,
             created,
             expires: lifetime_s.map(|s| created.saturating_add(s)),
@@ -241,6 +254,25 @@ impl Storage {
         let has_more = files.len() > page.limit as usize;
         files.truncate(page.limit as usize);
         Ok((files, has_more))
+    }
+
+    /// Some of a project's files, newest first, and how many it has. Blocks.
+    pub(crate) fn numbered_files(
+        &self,
+        project: &str,
+        page: NumberedPage,
+    ) -> Result<(Vec<FileRecord>, u64), StorageError> {
+        let index = self.index();
+        let count = format!("SELECT COUNT(*) FROM files WHERE {LIVES} AND project = ?2");
+        let mut count = index.prepare_cached(&count)?;
+        let now = now_unix();
+        let total = count.query_row(params![now, project], |row| row.get(0))?;
+        let sql = format!(
+            "SELECT * FROM files WHERE {LIVES} AND project = ?2 ORDER BY number DESC LIMIT ?3 OFFSET ?4"
+        );
+        let mut statement = index.prepare_cached(&sql)?;
+        let rows = statement.query_map(params![now, project, page.limit, page.offset], record)?;
+        Ok((rows.collect::<Result<_, _>>()?, total))
     }
 
     /// The content of a file of the project. Blocks.

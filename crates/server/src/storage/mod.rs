@@ -24,7 +24,7 @@ pub(crate) use answers::{AnswerKind, AnswerPage, AnswerRecord};
 pub(crate) use batches::{
     BatchDocument, BatchError, BatchPage, BatchRecord, BatchStatus, Counts, LineResult,
 };
-pub(crate) use files::{FilePage, FileRecord, Upload};
+pub(crate) use files::{FilePage, FileRecord, NewFile, Upload};
 
 /// Contents of files, each under its id.
 const CONTENT: &str = "content";
@@ -44,7 +44,8 @@ CREATE TABLE IF NOT EXISTS files (
     bytes INTEGER NOT NULL,
     created INTEGER NOT NULL,
     expires INTEGER,
-    removed INTEGER NOT NULL DEFAULT 0
+    removed INTEGER NOT NULL DEFAULT 0,
+    description TEXT
 );
 CREATE INDEX IF NOT EXISTS files_of_project ON files (project, removed, number);
 CREATE INDEX IF NOT EXISTS files_to_sweep ON files (number) WHERE removed = 1 OR expires IS NOT NULL;
@@ -83,6 +84,16 @@ CREATE INDEX IF NOT EXISTS answers_of_project ON answers (project, number, bytes
 CREATE INDEX IF NOT EXISTS answers_to_end ON answers (is_over) WHERE is_over = 0;
 CREATE INDEX IF NOT EXISTS answers_to_sweep ON answers (expires);
 ";
+
+/// What folders of earlier versions lack: table, column, its type.
+const ADDED_COLUMNS: &[(&str, &str, &str)] = &[("files", "description", "TEXT")];
+
+/// A page by its place in a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NumberedPage {
+    pub(crate) offset: u64,
+    pub(crate) limit: u32,
+}
 
 /// Where it lies and how much it may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,6 +174,17 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StorageError {
     move |source| StorageError::Io { path, source }
 }
 
+fn add_columns(connection: &Connection) -> Result<(), StorageError> {
+    for (table, column, kind) in ADDED_COLUMNS {
+        let known = "SELECT COUNT(*) FROM pragma_table_info(?1) WHERE name = ?2";
+        let known: u64 = connection.query_row(known, [table, column], |row| row.get(0))?;
+        if known == 0 {
+            connection.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} {kind}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes renames and new names in a folder durable.
 fn sync_folder(folder: &Path) -> Result<(), StorageError> {
     #[cfg(unix)]
@@ -198,6 +220,7 @@ impl Storage {
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "full")?;
         connection.execute_batch(SCHEMA)?;
+        add_columns(&connection)?;
         let storage = Self { config, connection: Mutex::new(connection), _lock: lock };
         storage.sweep_orphans()?;
         Ok(storage)

@@ -13,7 +13,8 @@ fn open(folder: &Path, change: impl FnOnce(&mut StorageConfig)) -> Storage {
 fn put(storage: &Storage, project: &str, text: &str) -> Result<FileRecord, StorageError> {
     let mut upload = storage.begin()?;
     upload.write(text.as_bytes())?;
-    storage.keep(project, upload, "batch", "in.jsonl", None)
+    let (purpose, filename) = ("batch".to_owned(), "in.jsonl".to_owned());
+    storage.keep(project, upload, NewFile { purpose, filename, ..NewFile::default() })
 }
 
 fn document(input: &str) -> BatchDocument {
