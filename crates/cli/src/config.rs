@@ -269,19 +269,27 @@ impl Default for BatchSettings {
     }
 }
 
-/// Responses and chats that projects have the server keep.
+/// Responses, chats and tasks that projects have the server keep.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct AnswerSettings {
     pub(crate) keep_days: u64,
     pub(crate) max_project: u64,
     pub(crate) max_project_bytes: u64,
+    pub(crate) max_project_tasks: u64,
+    pub(crate) max_running_tasks: usize,
 }
 
 impl Default for AnswerSettings {
     fn default() -> Self {
-        let AnswerLimits { keep_days, max_project, max_project_bytes } = AnswerLimits::default();
-        Self { keep_days, max_project, max_project_bytes }
+        let AnswerLimits {
+            keep_days,
+            max_project,
+            max_project_bytes,
+            max_project_tasks,
+            max_running_tasks,
+        } = AnswerLimits::default();
+        Self { keep_days, max_project, max_project_bytes, max_project_tasks, max_running_tasks }
     }
 }
 
@@ -410,6 +418,8 @@ impl Settings {
                 keep_days: answers.keep_days,
                 max_project: answers.max_project.max(1),
                 max_project_bytes: answers.max_project_bytes,
+                max_project_tasks: answers.max_project_tasks,
+                max_running_tasks: answers.max_running_tasks.max(1),
             },
         })
     }
@@ -526,7 +536,10 @@ mod tests {
             ("[webhooks]\nx = 1", "allow_hosts, allow_private_addresses, timeout_s, max_attempts"),
             ("[files]\nx = 1", "enabled, max_file_bytes, max_project_bytes, max_project_files"),
             ("[batch]\nx = 1", "max_lines, max_project_batches, max_lines_in_flight"),
-            ("[answers]\nx = 1", "keep_days, max_project, max_project_bytes"),
+            (
+                "[answers]\nx = 1",
+                "keep_days, max_project, max_project_bytes, max_project_tasks, max_running_tasks",
+            ),
             (
                 "[engine]\nx = 1",
                 "threads, context_tokens, kv_cache_mib, max_running, max_waiting, step_tokens, \

@@ -91,6 +91,39 @@ pub(crate) struct KeptPlace {
 }
 
 impl KeptPlace {
+    /// The place of the answer to a body under a name of the server's own: no route is called so, and no other answer has
+    /// this key.
+    pub(crate) fn own(project: &str, name: &str, key: &str, body: &[u8]) -> Self {
+        Self {
+            scope: format!("{project} {name}"),
+            key: key.to_owned(),
+            body_digest: Sha256::digest(body).into(),
+        }
+    }
+
+    /// Takes it for an answer that is to come; where `is_must`, one that cannot be kept is not given.
+    pub(crate) async fn take(
+        &self,
+        ledger: &Arc<Ledger>,
+        kept_s: u64,
+        is_must: bool,
+    ) -> Result<Keeping, ApiError> {
+        let (scope, key): (Arc<str>, Arc<str>) =
+            (self.scope.as_str().into(), self.key.as_str().into());
+        let body_digest = self.body_digest;
+        let Begin::First(answering) = begin(ledger, &scope, &key, body_digest).await? else {
+            return Err(ApiError::internal("an answer of this id is kept already"));
+        };
+        let expires_ms = unix_ms().saturating_add(kept_s.saturating_mul(1000));
+        let place = Place { scope, key, body_digest, expires_ms, is_must, answering };
+        Ok(Keeping(Arc::new(place)))
+    }
+
+    /// Words that stand for the project and the key, and nothing else.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        Sha256::digest(format!("{} {}", self.scope, self.key)).into()
+    }
+
     /// The answer as it was sent, if it was kept. Blocks.
     pub(crate) fn find(&self, ledger: &Ledger) -> Result<Option<Vec<u8>>, LedgerError> {
         let (scope, key) = (self.scope.as_str().into(), self.key.as_str().into());
@@ -102,26 +135,6 @@ impl KeptPlace {
 }
 
 impl Keeping {
-    /// Keeps the answer to a body under a name of the server's own: no route is called so, and no other answer has this
-    /// key.
-    pub(crate) async fn own(
-        ledger: &Arc<Ledger>,
-        project: &str,
-        name: &str,
-        key: &str,
-        body: &[u8],
-        kept_s: u64,
-    ) -> Result<Self, ApiError> {
-        let (scope, key) = (format!("{project} {name}").into(), Arc::from(key));
-        let body_digest: [u8; 32] = Sha256::digest(body).into();
-        let Begin::First(answering) = begin(ledger, &scope, &key, body_digest).await? else {
-            return Err(ApiError::internal("an answer of this id is kept already"));
-        };
-        let expires_ms = unix_ms().saturating_add(kept_s.saturating_mul(1000));
-        let place = Place { scope, key, body_digest, expires_ms, is_must: false, answering };
-        Ok(Self(Arc::new(place)))
-    }
-
     pub(crate) fn place(&self) -> KeptPlace {
         KeptPlace {
             scope: self.0.scope.to_string(),
@@ -155,7 +168,7 @@ impl Keeping {
         let kept = self.answer(Form::Json, body);
         if kept.is_none() && self.0.is_must {
             let message = format!(
-                "The answer has {} bytes; an answer in a batch has at most {MAX_KEPT_BYTES}.",
+                "The answer has {} bytes; an answer of a task or in a batch has at most {MAX_KEPT_BYTES}.",
                 body.len()
             );
             return Err(ApiError::new(Fault::Invalid, "answer_too_long", message));
@@ -307,12 +320,8 @@ pub(crate) fn kept_line(
     line: u32,
     body: &str,
 ) -> Result<Option<Vec<u8>>, LedgerError> {
-    let place = KeptPlace {
-        scope: format!("{project} batch {batch}"),
-        key: line.to_string(),
-        body_digest: Sha256::digest(body).into(),
-    };
-    place.find(ledger)
+    let name = format!("batch {batch}");
+    KeptPlace::own(project, &name, &line.to_string(), body.as_bytes()).find(ledger)
 }
 
 /// The store is asked, which may read the disk.

@@ -474,6 +474,17 @@ pub(crate) fn base_request(app: &App, incoming: &Incoming) -> GenerateRequest {
     }
 }
 
+/// A key may be made for some models only. `asked`: as the client named the model.
+pub(crate) fn check_model_scope(caller: &Caller, asked: &str, name: &str) -> Result<(), ApiError> {
+    let scopes = &caller.principal.scopes;
+    if scopes.allows_model(name) || scopes.allows_model(asked) {
+        return Ok(());
+    }
+    let message = format!("This key is not made for the model `{name}`.");
+    let error = ApiError::new(Fault::Forbidden, "insufficient_scope", message);
+    Err(ApiError { param: Some("model".to_owned()), ..error })
+}
+
 /// Limits, budgets and money let the request in, or say why not. `asked`: as the client named the model.
 pub(crate) fn admit(
     app: &App,
@@ -482,12 +493,7 @@ pub(crate) fn admit(
     arrival: &Arrival,
 ) -> Result<Admitted, ApiError> {
     let principal = &incoming.caller.principal;
-    let (name, scopes) = (&*arrival.model, &principal.scopes);
-    if !(scopes.allows_model(name) || scopes.allows_model(asked)) {
-        let message = format!("This key is not made for the model `{name}`.");
-        let error = ApiError::new(Fault::Forbidden, "insufficient_scope", message);
-        return Err(ApiError { param: Some("model".to_owned()), ..error });
-    }
+    check_model_scope(&incoming.caller, asked, &arrival.model)?;
     app.till.admit(principal, arrival).inspect_err(|error| {
         app.metrics.refused(match error.fault {
             Fault::Payment => "payment",

@@ -54,11 +54,17 @@ impl Query {
 
     /// `limit`: from 1 to `most`.
     pub(crate) fn limit(&mut self, default: u32, most: u32) -> Result<u32, ApiError> {
-        let Some(text) = self.text("limit") else { return Ok(default) };
-        text.parse().ok().filter(|limit| (1..=most).contains(limit)).ok_or_else(|| {
+        Ok(self.count("limit", most)?.unwrap_or(default))
+    }
+
+    /// An integer from 1 to `most`.
+    pub(crate) fn count(&mut self, name: &str, most: u32) -> Result<Option<u32>, ApiError> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        let count = text.parse().ok().filter(|count| (1..=most).contains(count));
+        count.map(Some).ok_or_else(|| {
             let given = shortened(&text);
-            let message = format!("`limit` must be an integer from 1 to {most}, not `{given}`.");
-            ApiError::field("limit", "invalid_value", message)
+            let message = format!("`{name}` must be an integer from 1 to {most}, not `{given}`.");
+            ApiError::field(name, "invalid_value", message)
         })
     }
 

@@ -51,6 +51,11 @@ impl ProjectStore {
     }
 }
 
+/// The store, if it keeps answers.
+pub(crate) fn keeping(app: &App) -> Option<Arc<Storage>> {
+    app.storage.clone().filter(|storage| storage.config.answers.keep_days > 0)
+}
+
 /// In the words of the API; `what` names what was looked for.
 pub(crate) fn failed(error: StorageError, what: &str, id: &str) -> ApiError {
     match error {

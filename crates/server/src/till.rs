@@ -132,6 +132,11 @@ impl Till {
         self.billing.as_ref().map(|billing| &billing.ledger)
     }
 
+    /// The operator's time, as days of budgets and invoices have it.
+    pub(crate) fn utc_offset_minutes(&self) -> i32 {
+        self.billing.as_ref().map_or(0, |billing| billing.calendar.utc_offset_minutes)
+    }
+
     /// The ledger, and after how many days its records go away, where they do.
     pub(crate) fn retention(&self) -> Option<(Arc<Ledger>, u64)> {
         let billing = self.billing.as_ref()?;

@@ -25,7 +25,7 @@ pub use kept::{KeptError, KeptPrices, RequestKind};
 pub use rate::{
     Bounds, Ceiling, Charge, FreeGrant, LineClass, PriceError, Rated, RatedLine, training_tokens,
 };
-pub use time::utc_text;
+pub use time::{utc_ms, utc_text};
 pub use tree::Problem;
 pub use whatif::{OTHERS, Revenue, WhatIf};
 

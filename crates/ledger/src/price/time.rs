@@ -107,6 +107,12 @@ pub fn utc_text(unix_ms: u64) -> String {
     instant_text(i64::try_from(unix_ms / 1000).unwrap_or(0))
 }
 
+/// Ms since 1970 of what [`utc_text`] writes.
+#[must_use]
+pub fn utc_ms(text: &str) -> Option<u64> {
+    u64::try_from(instant(text)?).ok()?.checked_mul(1000)
+}
+
 /// `+08:00`.
 pub(crate) fn offset_text(minutes: i64) -> String {
     let sign = if minutes < 0 { '-' } else { '+' };
@@ -150,6 +156,12 @@ fn month_days(year: i64, month: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        assert_eq!(utc_ms(&utc_text(1_796_054_400_123)), Some(1_796_054_400_000));
+        assert_eq!(utc_ms("2026-11-30"), None);
+    }
 
     #[test]
     fn instants_are_read() {

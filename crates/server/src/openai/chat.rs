@@ -16,13 +16,14 @@ use crate::fields::unsupported;
 use crate::job::{Incoming, Job};
 use crate::openai::chat_request::{self, Parsed};
 use crate::openai::options::Shape;
-use crate::openai::stored::{self, Kept, Shelf, keeping};
+use crate::openai::stored::{self, Kept, Shelf};
 use crate::openai::usage;
 use crate::openai::wire::{
     ChatChoice, ChatChunkChoice, ChatLogprobs, ChatMessage, Delta, FINGERPRINT, FunctionBody,
     FunctionDelta, Head, Reply, TIER, ToolCallBody, ToolCallDelta, chat_logprobs, finish_reason,
     prompt_logprobs, token_ids,
 };
+use crate::project_store::keeping;
 use crate::respond::{Answer, Frames, Keep, Writer, json_bytes, respond};
 use crate::sse;
 use crate::storage::AnswerKind;

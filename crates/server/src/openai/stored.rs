@@ -91,11 +91,6 @@ pub(super) fn keep(storage: Arc<Storage>, kind: AnswerKind, record: AnswerRecord
     })
 }
 
-/// The store, if it keeps answers.
-pub(super) fn keeping(app: &App) -> Option<Arc<Storage>> {
-    app.storage.clone().filter(|storage| storage.config.answers.keep_days > 0)
-}
-
 async fn find(store: &ProjectStore, id: &str) -> Result<(AnswerRecord, Value), ApiError> {
     let find =
         |storage: &Storage, project: &str, id: &str| storage.answer(project, AnswerKind::Chat, id);

@@ -1,4 +1,4 @@
-//! Answers that projects have the server keep: responses and chats.
+//! Answers that projects have the server keep: responses, chats, tasks.
 //!
 //! Not here: what their documents say. Invariants: of a project only so many, and so many bytes, are kept: the oldest
 //! make room, and those that still run stay; what has expired is found no more.
@@ -9,6 +9,10 @@ use super::{Storage, StorageError};
 use crate::auth::now_unix;
 
 const SECONDS_A_DAY: u64 = 86_400;
+/// A task that is over is kept for so long, as DashScope has it.
+const TASK_KEPT_S: u64 = SECONDS_A_DAY;
+/// One that is not over: it waits for a day at most, and runs within a request's time.
+const TASK_OPEN_S: u64 = 2 * SECONDS_A_DAY;
 
 /// How many answers are kept, and how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,11 +23,21 @@ pub struct AnswerLimits {
     pub max_project: u64,
     /// Bytes of a project's answers.
     pub max_project_bytes: u64,
+    /// Tasks of a project that are not over.
+    pub max_project_tasks: u64,
+    /// Tasks that run at once, of all projects together.
+    pub max_running_tasks: usize,
 }
 
 impl Default for AnswerLimits {
     fn default() -> Self {
-        Self { keep_days: 30, max_project: 10_000, max_project_bytes: 1 << 30 }
+        Self {
+            keep_days: 30,
+            max_project: 10_000,
+            max_project_bytes: 1 << 30,
+            max_project_tasks: 100,
+            max_running_tasks: 16,
+        }
     }
 }
 
@@ -32,6 +46,7 @@ impl Default for AnswerLimits {
 pub(crate) enum AnswerKind {
     Response,
     Chat,
+    Task,
 }
 
 impl AnswerKind {
@@ -39,6 +54,7 @@ impl AnswerKind {
         match self {
             Self::Response => "response",
             Self::Chat => "chat",
+            Self::Task => "task",
         }
     }
 }
@@ -53,7 +69,7 @@ pub(crate) struct AnswerRecord {
     pub(crate) document: String,
     /// JSON: what was given.
     pub(crate) input: String,
-    /// JSON: how it came, where it can be streamed again.
+    /// JSON: how it came, where it can be streamed again; of a task, its answer.
     pub(crate) steps: Option<String>,
     /// JSON: where else it may be found after a crash.
     pub(crate) kept_at: Option<String>,
@@ -74,7 +90,7 @@ pub(crate) struct AnswerPage {
     pub(crate) ascending: bool,
 }
 
-fn record(row: &Row<'_>) -> rusqlite::Result<AnswerRecord> {
+pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<AnswerRecord> {
     Ok(AnswerRecord {
         id: row.get("id")?,
         project: row.get("project")?,
@@ -113,12 +129,25 @@ impl Storage {
         kind: AnswerKind,
         answer: &AnswerRecord,
     ) -> Result<(), StorageError> {
-        let created = now_unix();
-        let lifetime_s = self.config.answers.keep_days.saturating_mul(SECONDS_A_DAY);
-        // A year is given in four digits, so this is far from the end of what SQLite counts.
-        let expires = created.saturating_add(lifetime_s).min(i64::MAX.cast_unsigned());
         let mut index = self.index();
         let write = index.transaction()?;
+        self.insert_answer(&write, kind, answer)?;
+        write.commit()?;
+        Ok(())
+    }
+
+    pub(super) fn insert_answer(
+        &self,
+        write: &Connection,
+        kind: AnswerKind,
+        answer: &AnswerRecord,
+    ) -> Result<(), StorageError> {
+        let lifetime_s = match kind {
+            AnswerKind::Task => TASK_OPEN_S,
+            _ => self.config.answers.keep_days.saturating_mul(SECONDS_A_DAY),
+        };
+        // A year is given in four digits, so this is far from the end of what SQLite counts.
+        let expires = now_unix().saturating_add(lifetime_s).min(i64::MAX.cast_unsigned());
         write.execute(
             "INSERT INTO answers
              (id, project, kind, model, bytes, expires, is_over, document, input, steps, kept_at)
@@ -137,9 +166,7 @@ impl Storage {
                 answer.kept_at
             ],
         )?;
-        self.make_room(&write, &answer.project, write.last_insert_rowid())?;
-        write.commit()?;
-        Ok(())
+        self.make_room(write, &answer.project, write.last_insert_rowid())
     }
 
     /// Removes a project's oldest answers that are too many, and not the one that was just written, whatever its size.
@@ -189,7 +216,8 @@ impl Storage {
         Ok(statement.query_row([number], record)?)
     }
 
-    /// Changes what is kept of an answer: its document, its steps, whether it is over. Blocks.
+    /// Changes what is kept of an answer: its document, its input, its steps, whether it is over. A task is kept from its
+    /// end on. Blocks.
     ///
     /// # Errors
     /// [`StorageError::NotFound`] where it was removed meanwhile.
@@ -201,8 +229,17 @@ impl Storage {
         let index = self.index();
         let number = number(&index, &answer.project, kind, &answer.id)?;
         index.execute(
-            "UPDATE answers SET document = ?2, steps = ?3, is_over = ?4, bytes = ?5 WHERE number = ?1",
-            params![number, answer.document, answer.steps, answer.is_over, bytes(answer)],
+            "UPDATE answers SET document = ?2, input = ?3, steps = ?4, is_over = ?5, bytes = ?6,
+             expires = COALESCE(?7, expires) WHERE number = ?1",
+            params![
+                number,
+                answer.document,
+                answer.input,
+                answer.steps,
+                answer.is_over,
+                bytes(answer),
+                (kind == AnswerKind::Task && answer.is_over).then(|| now_unix() + TASK_KEPT_S)
+            ],
         )?;
         self.make_room(&index, &answer.project, number)
     }
@@ -261,12 +298,16 @@ impl Storage {
         Ok((answers, has_more))
     }
 
-    /// Responses that ran when the last server ended. Blocks.
-    pub(crate) fn answers_to_end(&self) -> Result<Vec<AnswerRecord>, StorageError> {
+    /// What was not over when the last server ended, oldest first. Blocks.
+    pub(crate) fn answers_to_end(
+        &self,
+        kind: AnswerKind,
+    ) -> Result<Vec<AnswerRecord>, StorageError> {
         let index = self.index();
-        let mut statement =
-            index.prepare_cached("SELECT * FROM answers WHERE is_over = 0 ORDER BY number")?;
-        let rows = statement.query_map([], record)?;
+        let mut statement = index.prepare_cached(
+            "SELECT * FROM answers WHERE is_over = 0 AND kind = ?1 ORDER BY number",
+        )?;
+        let rows = statement.query_map([kind.as_str()], record)?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 

@@ -1,5 +1,5 @@
-//! What projects leave with the server: files, batches and what became of their lines, answers. A folder of contents beside one
-//! SQLite file that says what they are.
+//! What projects leave with the server: files, batches and what became of their lines, answers, tasks. A folder of contents
+//! beside one SQLite file that says what they are.
 //!
 //! Not here: HTTP, and what batches do. Invariants: content has its last name before a row tells of it, and loses its
 //! row before it goes, so a crash leaves at most content without a row, which the next start removes; every read and
@@ -8,6 +8,7 @@
 mod answers;
 mod batches;
 mod files;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ pub(crate) use batches::{
     BatchDocument, BatchError, BatchPage, BatchRecord, BatchStatus, Counts, LineResult,
 };
 pub(crate) use files::{FilePage, FileRecord, NewFile, Upload};
+pub(crate) use tasks::{ListedTask, TaskDocument, TaskFilter, TaskRecord, TaskStatus};
 
 /// Contents of files, each under its id.
 const CONTENT: &str = "content";
@@ -112,7 +114,7 @@ pub struct StorageConfig {
     pub max_project_batches: u64,
     /// Lines of batches that are computed at once, of all projects together.
     pub max_lines_in_flight: usize,
-    /// Responses and chats that are kept.
+    /// Responses, chats and tasks that are kept.
     pub answers: AnswerLimits,
 }
 

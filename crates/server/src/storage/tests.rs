@@ -177,7 +177,9 @@ fn the_oldest_answers_make_room_and_running_ones_stay() {
     let folder = tempfile::tempdir().unwrap();
     let long = "x".repeat(600);
     let storage = open(folder.path(), |config| {
-        config.answers = AnswerLimits { keep_days: 1, max_project: 3, max_project_bytes: 1500 };
+        let limits = AnswerLimits::default();
+        config.answers =
+            AnswerLimits { keep_days: 1, max_project: 3, max_project_bytes: 1500, ..limits };
     });
     let add = |project: &str, id: &str, text: &str, is_over| {
         storage.add_answer(AnswerKind::Response, &answer(project, id, text, is_over)).unwrap();
@@ -195,7 +197,7 @@ fn the_oldest_answers_make_room_and_running_ones_stay() {
     let huge = answer("a", "6", &long.repeat(9), true);
     storage.change_answer(AnswerKind::Response, &huge).unwrap();
     assert_eq!(ids(&storage, "a"), "16");
-    assert_eq!(storage.answers_to_end().unwrap().len(), 1);
+    assert_eq!(storage.answers_to_end(AnswerKind::Response).unwrap().len(), 1);
     // A chat of this name is another thing.
     assert!(storage.answer("a", AnswerKind::Chat, "1").is_err());
     assert!(storage.answer("b", AnswerKind::Response, "1").is_err());
@@ -222,4 +224,74 @@ fn what_has_expired_is_found_no_more() {
     };
     let found = |page| storage.answers("a", AnswerKind::Response, &page).unwrap().0.len();
     assert_eq!((found(page("id", "2")), found(page("id", "1")), found(page("x'", "2"))), (1, 0, 0));
+}
+
+#[test]
+fn a_folder_of_an_earlier_version_gets_what_it_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path(), |_| {}));
+    let index = Connection::open(folder.path().join("files").join(INDEX)).unwrap();
+    index.execute_batch("ALTER TABLE files DROP COLUMN description").unwrap();
+    drop(index);
+    let storage = open(folder.path(), |_| {});
+    let kept = put(&storage, "a", "x").unwrap();
+    assert_eq!(storage.file("a", &kept.id).unwrap(), kept);
+}
+
+fn task(project: &str, id: &str, status: TaskStatus) -> TaskRecord {
+    TaskRecord {
+        id: id.to_owned(),
+        project: project.to_owned(),
+        model: "m".to_owned(),
+        document: TaskDocument {
+            status,
+            path: String::new(),
+            key: "k".to_owned(),
+            client: String::new(),
+            request_id: String::new(),
+            submitted_ms: 1000,
+            scheduled_ms: None,
+            ended_ms: None,
+            code: None,
+            message: None,
+        },
+        input: "{}".to_owned(),
+        answer: None,
+        kept_at: String::new(),
+    }
+}
+
+#[test]
+fn tasks_are_open_until_they_are_over_and_only_so_many() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = open(folder.path(), |config| {
+        config.answers = AnswerLimits { max_project_tasks: 2, max_project: 2, ..config.answers };
+    });
+    let open_ids =
+        || -> String { storage.open_tasks().unwrap().into_iter().map(|(_, id)| id).collect() };
+    let pending = |id: &str| task("a", id, TaskStatus::Pending);
+    assert_eq!(storage.add_task(&pending("1")).unwrap(), None);
+    assert_eq!(storage.add_task(&pending("2")).unwrap(), None);
+    let full = storage.add_task(&pending("3")).unwrap_err().to_string();
+    assert_eq!(full, "the project has 2 tasks that are not over; the limit is 2");
+    // One that is there already is told, however many there are; to its own project.
+    assert_eq!(storage.add_task(&pending("2")).unwrap(), Some(pending("2")));
+    assert!(storage.task("b", "2").is_err());
+    assert_eq!(storage.add_task(&task("b", "4", TaskStatus::Pending)).unwrap(), None);
+    assert_eq!(open_ids(), "124");
+    let mut over = task("a", "1", TaskStatus::Succeeded);
+    over.answer = Some("{}".to_owned());
+    storage.change_task(&over).unwrap();
+    assert_eq!(storage.task("a", "1").unwrap(), TaskRecord { input: String::new(), ..over });
+    assert_eq!(open_ids(), "24");
+    // It makes room for a third; the open one stays.
+    assert_eq!(storage.add_task(&pending("3")).unwrap(), None);
+    assert!(storage.task("a", "1").is_err());
+    assert_eq!(open_ids(), "243");
+    // What nobody can ask for any more is not run, and its id is free.
+    storage.index().execute("UPDATE answers SET expires = 1 WHERE id = '2'", []).unwrap();
+    assert!(storage.task("a", "2").is_err());
+    assert_eq!(open_ids(), "43");
+    storage.index().execute("UPDATE answers SET expires = 1 WHERE id = '3'", []).unwrap();
+    assert_eq!(storage.add_task(&pending("3")).unwrap(), None);
 }

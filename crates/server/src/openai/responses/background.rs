@@ -139,8 +139,8 @@ pub(super) async fn begin(
         (Some(keeping), _) => Some(keeping),
         (None, Some(ledger)) => {
             let kept_s = shelf.storage.config.answers.keep_days.saturating_mul(SECONDS_A_DAY);
-            let body = &incoming.body;
-            Some(Keeping::own(ledger, &shelf.project, KEEPER, &begun.id, body, kept_s).await?)
+            let place = KeptPlace::own(&shelf.project, KEEPER, &begun.id, &incoming.body);
+            Some(place.take(ledger, kept_s, false).await?)
         }
         (None, None) => None,
     };
@@ -370,7 +370,7 @@ impl EventSource for Follower {
 /// Store or ledger do not answer.
 pub(crate) fn recover(app: &App) -> Result<(), StorageError> {
     let Some(storage) = &app.storage else { return Ok(()) };
-    for mut record in storage.answers_to_end()? {
+    for mut record in storage.answers_to_end(AnswerKind::Response)? {
         let kept = match (&record.kept_at, app.till.ledger()) {
             (Some(place), Some(ledger)) => serde_json::from_str::<KeptPlace>(place)
                 .ok()

@@ -25,9 +25,8 @@ use crate::app::App;
 use crate::chat::{self, ChatRequest, Route};
 use crate::error::{ApiError, Fault, json};
 use crate::job::{Incoming, Job};
-use crate::openai::stored::keeping;
 use crate::paging::{List, Query};
-use crate::project_store::{ProjectStore, failed};
+use crate::project_store::{ProjectStore, failed, keeping};
 use crate::respond::respond;
 use crate::storage::{AnswerKind, Storage, StorageError};
 
