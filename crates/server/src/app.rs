@@ -60,6 +60,8 @@ pub(crate) struct App {
     pub(crate) storage: Option<Arc<Storage>>,
     /// Responses that run in the background.
     pub(crate) background: openai::Background,
+    /// Tasks that wait, or run.
+    pub(crate) tasks: dashscope::Tasks,
     /// A batch came in, or was cancelled.
     pub(crate) batches_changed: Notify,
     /// Places for files that are coming in.
@@ -109,6 +111,7 @@ impl App {
             metrics,
             storage: storage.map(Arc::new),
             background: openai::Background::default(),
+            tasks: dashscope::Tasks::default(),
             batches_changed: Notify::new(),
             uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
             settling: TaskTracker::new(),
@@ -280,6 +283,13 @@ fn dashscope_routes() -> Router<Arc<App>> {
         .route("/api/v1/services/rerank/text-rerank/text-rerank", post(dashscope::text_rerank))
         .route("/api/v1/tokenizer", post(dashscope::tokenizer))
         .route("/api/v1/models", get(dashscope::list_models))
+        .route("/api/v1/tasks", get(dashscope::list_tasks))
+        // As it is documented.
+        .route("/api/v1/tasks/", get(dashscope::list_tasks))
+        .route("/api/v1/tasks/{id}", get(dashscope::get_task))
+        .route("/api/v1/tasks/{id}/cancel", post(dashscope::cancel_task))
+        .route("/api/v1/files", get(dashscope::list_files).post(dashscope::create_files))
+        .route("/api/v1/files/{id}", get(dashscope::get_file).delete(dashscope::delete_file))
 }
 
 fn ollama_routes() -> Router<Arc<App>> {

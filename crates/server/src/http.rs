@@ -30,7 +30,7 @@ use crate::gateway::Gateway;
 use crate::served::{ModelSet, ModelSetError, Models};
 use crate::storage::{Storage, StorageError};
 use crate::till::{Billing, Till, unix_ms};
-use crate::{batch, openai, webhooks};
+use crate::{batch, dashscope, openai, webhooks};
 
 const BACKLOG: u32 = 1024;
 /// What the system may buffer for one reader, beyond our own `max_head_bytes`.
@@ -153,6 +153,7 @@ impl Server {
         let storage = config.storage.map(Storage::open).transpose()?;
         let app = App::new(config.limits, access, models, gateway, till, config.webhooks, storage);
         openai::recover(&app)?;
+        dashscope::recover(&app)?;
         let app = Arc::new(app);
         Ok(Self { listener, address, drain_timeout: config.drain_timeout, app })
     }
@@ -173,6 +174,7 @@ impl Server {
         let webhooks = send_webhooks(self.app.office.clone());
         let retention = forget_records(self.app.till.retention());
         let batches = batch::run(Arc::clone(&self.app));
+        let tasks = dashscope::run_tasks(Arc::clone(&self.app));
         let app = Arc::clone(&self.app);
         let life = async {
             shutdown.await;
@@ -184,6 +186,7 @@ impl Server {
             () = webhooks => {}
             () = retention => {}
             () = batches => {}
+            () = tasks => {}
             () = life => {}
         }
         // Nobody accepts any more; connections finish the answer they are writing.

@@ -12,7 +12,7 @@ use crate::error::{ApiError, Fault, rewritten};
 use crate::request_id::RequestId;
 
 /// The code of an error.
-fn code(error: &ApiError) -> &'static str {
+pub(super) fn code(error: &ApiError) -> &'static str {
     match (error.fault, error.code, error.param.as_deref()) {
         (Fault::Invalid, Some("missing_required_parameter"), Some("model")) => {
             "BadRequest.EmptyModel"
@@ -22,7 +22,9 @@ fn code(error: &ApiError) -> &'static str {
         }
         (Fault::Unauthenticated, ..) => "InvalidApiKey",
         (Fault::Forbidden, ..) => "AccessDenied",
+        (Fault::Invalid, Some("task_not_pending"), _) => "UnsupportedOperation",
         (Fault::NotFound, Some("model_not_found"), _) => "Model.NotExist",
+        (Fault::NotFound, Some("not_found"), _) => "InvalidParameter",
         (Fault::NotFound | Fault::MethodNotAllowed, ..) => "InvalidURL",
         (Fault::BodyTimeout, ..) => "RequestTimeOut",
         (Fault::TooLarge, ..) => "RequestTooLarge",
@@ -44,10 +46,10 @@ fn counts(error: &ApiError) -> Option<&'static str> {
     error.limit.as_ref().map(|limit| limit.counts)
 }
 
-/// An overdue account is a bad request there: 402 is a status that no client of it knows.
+/// An overdue account is a bad request there: 402 is a status that no client of it knows. So is a file that is not there.
 pub(super) fn status(error: &ApiError) -> StatusCode {
-    match error.fault {
-        Fault::Payment => StatusCode::BAD_REQUEST,
+    match (error.fault, error.code) {
+        (Fault::Payment, _) | (Fault::NotFound, Some("not_found")) => StatusCode::BAD_REQUEST,
         _ => error.status(),
     }
 }
@@ -81,6 +83,8 @@ mod tests {
         check(new(Fault::Unauthenticated, "invalid_api_key"), 401, "InvalidApiKey");
         check(new(Fault::Forbidden, "insufficient_scope"), 403, "AccessDenied");
         check(new(Fault::NotFound, "model_not_found"), 404, "Model.NotExist");
+        check(new(Fault::NotFound, "not_found"), 400, "InvalidParameter");
+        check(new(Fault::Invalid, "task_not_pending"), 400, "UnsupportedOperation");
         check(new(Fault::TooLarge, "request_too_large"), 413, "RequestTooLarge");
         check(ApiError::no_money("Nothing left."), 400, "Arrearage");
         check(new(Fault::RateLimited, "concurrency_limit_exceeded"), 429, "Throttling");

@@ -11,20 +11,23 @@ use crate::app::App;
 use crate::chat::{self, Route};
 use crate::dashscope::parameters::ResultFormat;
 use crate::dashscope::request::{Asked, GenerationRequest, TokenizerRequest};
+use crate::dashscope::tasks::{self, Checked};
 use crate::dashscope::writer::{GenerationWriter, Shape};
 use crate::error::{self, ApiError};
 use crate::job::{Incoming, find_model};
 use crate::respond::respond;
 
-const TEXT: Route = Route { protocol: "dashscope.generation", id_prefix: "ds-" };
-const MULTIMODAL: Route = Route { protocol: "dashscope.multimodal", id_prefix: "ds-" };
+pub(super) const TEXT: &str = "/api/v1/services/aigc/text-generation/generation";
+pub(super) const MULTIMODAL: &str = "/api/v1/services/aigc/multimodal-generation/generation";
+const TEXT_ROUTE: Route = Route { protocol: "dashscope.generation", id_prefix: "ds-" };
+const MULTIMODAL_ROUTE: Route = Route { protocol: "dashscope.multimodal", id_prefix: "ds-" };
 
 /// Answers where `content` is a string.
 pub(crate) async fn generation(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    answer(app, request, TEXT, false).await
+    answer(app, request, TEXT_ROUTE, false).await
 }
 
 /// Answers where `content` is a list of parts.
@@ -32,7 +35,7 @@ pub(crate) async fn multimodal_generation(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    answer(app, request, MULTIMODAL, true).await
+    answer(app, request, MULTIMODAL_ROUTE, true).await
 }
 
 async fn answer(
@@ -57,6 +60,14 @@ async fn answer(
         let writer = GenerationWriter::new(&job, &request_id, shape);
         Ok((job, writer))
     };
+    if asked.task {
+        let path = if content_as_parts { MULTIMODAL } else { TEXT };
+        let check = move || {
+            let (job, _) = prepare()?;
+            Ok(Checked { name: job.model_name().to_owned(), asked: job.asked })
+        };
+        return tasks::submit(&app, incoming, path, check).await;
+    }
     let (job, writer) = app.on_text_thread(incoming.body.len(), prepare).await?;
     respond(&app, incoming, job, writer).await
 }

@@ -2,37 +2,28 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Query, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use super::paging::Page;
+use super::request_id;
 use crate::app::App;
 use crate::error::{ApiError, json};
-use crate::request_id::RequestId;
+use crate::paging::Query;
 use crate::served::Listed;
-
-/// DashScope's own default.
-const PAGE: usize = 10;
-const MAX_PAGE: usize = 100;
-
-#[derive(Deserialize)]
-struct Asked {
-    model: Option<String>,
-    page_no: Option<usize>,
-    page_size: Option<usize>,
-}
 
 #[derive(Serialize)]
 struct Found {
     request_id: String,
-    output: Page,
+    output: Models,
 }
 
 #[derive(Serialize)]
-struct Page {
+struct Models {
     total: usize,
-    page_no: usize,
-    page_size: usize,
+    page_no: u32,
+    page_size: u32,
     models: Vec<Model>,
 }
 
@@ -60,26 +51,17 @@ pub(crate) async fn list_models(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let refuse = || {
-        let message = format!(
-            "`page_no` must be an integer from 1 on, `page_size` one from 1 to {MAX_PAGE}."
-        );
-        ApiError::field("page_size", "invalid_value", message)
-    };
-    let asked = Query::<Asked>::try_from_uri(request.uri()).map_err(|_| refuse())?.0;
-    let (page_no, page_size) = (asked.page_no.unwrap_or(1), asked.page_size.unwrap_or(PAGE));
-    if page_no == 0 || !(1..=MAX_PAGE).contains(&page_size) {
-        return Err(refuse());
-    }
-    let found: Vec<Listed> = match &asked.model {
+    let mut query = Query::read(request.uri())?;
+    let (page, name) = (Page::take(&mut query)?, query.text("model"));
+    let found: Vec<Listed> = match &name {
         Some(name) => app.models.listing(name).into_iter().collect(),
         None => app.models.listed(),
     };
-    let from = (page_no - 1).saturating_mul(page_size);
-    let page = found.iter().skip(from).take(page_size).map(describe);
-    let request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone());
+    let from = usize::try_from(page.place().offset).unwrap_or(usize::MAX);
+    let models = found.iter().skip(from).take(page.size as usize).map(describe).collect();
+    let (page_no, page_size) = (page.no, page.size);
     Ok(json(Found {
-        request_id: request_id.unwrap_or_default(),
-        output: Page { total: found.len(), page_no, page_size, models: page.collect() },
+        request_id: request_id(&request),
+        output: Models { total: found.len(), page_no, page_size, models },
     }))
 }

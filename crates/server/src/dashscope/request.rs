@@ -17,19 +17,22 @@ const ENABLE: &str = "enable";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) stream: bool,
+    /// Only the id of a task is waited for.
+    pub(super) task: bool,
 }
 
 impl Asked {
     pub(super) fn read(headers: &HeaderMap) -> Result<Self, ApiError> {
         let value = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let enabled = |name| value(name).is_some_and(|v| v.trim().eq_ignore_ascii_case(ENABLE));
-        if enabled(ASYNC) {
-            let what = "tasks are not available here; send the request without it";
-            return Err(unsupported("X-DashScope-Async", what));
-        }
         let accepts_events = value(header::ACCEPT.as_str())
             .is_some_and(|accepted| accepted.trim_start().starts_with("text/event-stream"));
-        Ok(Self { stream: enabled(SSE) || accepts_events })
+        let (stream, task) = (enabled(SSE) || accepts_events, enabled(ASYNC));
+        if stream && task {
+            let what = "the answer of a task is not streamed; send the request without events";
+            return Err(unsupported("X-DashScope-Async", what));
+        }
+        Ok(Self { stream, task })
     }
 }
 
@@ -148,7 +151,7 @@ mod tests {
                 "tool_choice": {"type": "function", "function": {"name": "f"}},
                 "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}},
         });
-        let asked = Asked { stream: true };
+        let asked = Asked { stream: true, task: false };
         check_mutations(&good, |body| {
             GenerationRequest::parse(body, asked, ResultFormat::Text, 16)
         });

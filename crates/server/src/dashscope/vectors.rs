@@ -11,15 +11,18 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::request::{Asked, take_model};
+use super::tasks::{self, Checked};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::fields::{Fields, Null, missing, unsupported, wrong_type, wrong_value};
 use crate::job::Incoming;
 use crate::respond::json_bytes;
 use crate::vectors::{
-    self, EmbedRequest, Input, RankRequest, Texts, check_instruction, vector_json,
+    self, EmbedRequest, Input, RankRequest, Texts, VectorJob, check_instruction, vector_json,
 };
 
+pub(super) const EMBEDDING: &str = "/api/v1/services/embeddings/text-embedding/text-embedding";
+pub(super) const RERANK: &str = "/api/v1/services/rerank/text-rerank/text-rerank";
 const INSTRUCT: &str = "parameters.instruct";
 
 #[derive(Serialize)]
@@ -51,10 +54,13 @@ pub(crate) async fn text_embedding(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    Asked::read(request.headers())?;
+    let asked = Asked::read(request.headers())?;
     let incoming = Incoming::read(&app, request).await?;
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
     let prepare = move || parse_embedding(&body)?.prepare(&shared, "dashscope.embeddings", "ds-");
+    if asked.task {
+        return tasks::submit(&app, incoming, EMBEDDING, move || Ok(checked(prepare()?))).await;
+    }
     let job = app.on_text_thread(incoming.body.len(), prepare).await?;
     let id = job.id.clone();
     let make = move |_, vectors: Vec<vectors::Vector>| {
@@ -76,10 +82,13 @@ pub(crate) async fn text_rerank(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    Asked::read(request.headers())?;
+    let asked = Asked::read(request.headers())?;
     let incoming = Incoming::read(&app, request).await?;
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
     let prepare = move || parse_rerank(&body)?.prepare(&shared, "dashscope.rerank", "ds-");
+    if asked.task {
+        return tasks::submit(&app, incoming, RERANK, move || Ok(checked(prepare()?.0))).await;
+    }
     let (job, ranking) = app.on_text_thread(incoming.body.len(), prepare).await?;
     let id = job.id.clone();
     let make = move |task, vectors: Vec<vectors::Vector>| Ok(ranking.rank(task, &vectors));
@@ -102,6 +111,10 @@ pub(crate) async fn text_rerank(
         }))
     })
     .await
+}
+
+fn checked(job: VectorJob) -> Checked {
+    Checked { name: job.model_name().to_owned(), asked: job.asked().to_owned() }
 }
 
 /// The three parts of a body.

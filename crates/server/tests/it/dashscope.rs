@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 
 use crate::harness::{CONTEXT, House, MODEL, Reply, says, start, start_with, text_model};
 
-const TEXT: &str = "/api/v1/services/aigc/text-generation/generation";
-const MULTIMODAL: &str = "/api/v1/services/aigc/multimodal-generation/generation";
+pub(crate) const TEXT: &str = "/api/v1/services/aigc/text-generation/generation";
+pub(crate) const MULTIMODAL: &str = "/api/v1/services/aigc/multimodal-generation/generation";
 const SSE: (&str, &str) = ("x-dashscope-sse", "enable");
 
-fn body(parameters: Value) -> Value {
+pub(crate) fn body(parameters: Value) -> Value {
     json!({
         "model": MODEL,
         "input": {"messages": [{"role": "user", "content": "Hi"}]},
@@ -176,7 +176,7 @@ async fn refused_generations() {
             error["message"].as_str().unwrap()
         );
     }
-    let task = house.speak(TEXT, &[("x-dashscope-async", "enable")], &body(json!({}))).await;
+    let task = house.speak(TEXT, &[("x-dashscope-async", "enable"), SSE], &body(json!({}))).await;
     lines += &format!("task\n  {} {}\n", task.status, task.json()["message"]);
     let key = house.key.clone();
     let stranger = house

@@ -21,7 +21,11 @@ fn form(fields: &[(&str, Option<&str>, &str)]) -> String {
 
 impl House {
     pub(crate) async fn send_form(&self, fields: &[(&str, Option<&str>, &str)]) -> Reply {
-        let request = self.request("POST", "/v1/files", &form(fields));
+        self.send_form_to("/v1/files", fields).await
+    }
+
+    async fn send_form_to(&self, path: &str, fields: &[(&str, Option<&str>, &str)]) -> Reply {
+        let request = self.request("POST", path, &form(fields));
         let kind = format!("multipart/form-data; boundary={BOUNDARY}");
         self.send(&request.replacen("application/json", &kind, 1)).await
     }
@@ -143,6 +147,99 @@ async fn forms_are_checked() {
     assert_eq!(stored["data"].as_array().unwrap().len(), 1, "refused files are not kept");
 }
 
+const NATIVE: &str = "/api/v1/files";
+
+#[tokio::test]
+async fn dashscopes_files_are_the_same_files() {
+    let house = start(says("x")).await;
+    let fields = [
+        ("files", Some("a.jsonl"), "{}"),
+        ("descriptions", None, "the first"),
+        ("files", Some("b.txt"), "two"),
+    ];
+    let made = house.send_form_to(NATIVE, &fields).await;
+    assert_eq!(made.status, 200, "{}", made.body);
+    let made = made.json();
+    assert_eq!(made["request_id"].as_str().map(|id| id.starts_with("req_")), Some(true));
+    let made = &made["data"];
+    let uploaded = made["uploaded_files"].as_array().unwrap();
+    let names: Vec<&str> = uploaded.iter().map(|file| file["name"].as_str().unwrap()).collect();
+    assert_eq!((names, &made["failed_uploads"]), (vec!["a.jsonl", "b.txt"], &json!([])));
+    let first = uploaded[0]["file_id"].as_str().unwrap();
+    let shown = house.get(&format!("{NATIVE}/{first}")).await.json();
+    let file = &shown["data"];
+    assert_eq!((&file["description"], &file["size"]), (&json!("the first"), &json!(2)));
+    assert_eq!((&file["purpose"], &file["name"]), (&json!("fine-tune"), &json!("a.jsonl")));
+    let created = file["gmt_create"].as_str().unwrap();
+    assert!(created.len() == 19 && created.as_bytes()[10] == b' ', "{created}");
+    assert_eq!(file["upload_time"], created);
+    // In the other dialect, and from there.
+    let same = house.get(&format!("/v1/files/{first}")).await.json();
+    assert_eq!((&same["filename"], &same["purpose"]), (&file["name"], &file["purpose"]));
+    assert_eq!(house.get(&format!("/v1/files/{first}/content")).await.body, "{}");
+    let third = house.upload("3").await;
+    let list = house.get(&format!("{NATIVE}?page_no=1&page_size=2")).await.json();
+    let ids = |list: &Value| -> Vec<String> {
+        let files = list["data"]["files"].as_array().unwrap().iter();
+        files.map(|file| file["file_id"].as_str().unwrap().to_owned()).collect()
+    };
+    let second = uploaded[1]["file_id"].as_str().unwrap();
+    assert_eq!(ids(&list), [third.as_str(), second]);
+    assert_eq!((&list["data"]["total"], &list["data"]["page_size"]), (&json!(3), &json!(2)));
+    let list = house.get(&format!("{NATIVE}?page_no=2&page_size=2")).await.json();
+    assert_eq!(ids(&list), [first]);
+    assert_eq!(ids(&house.get(NATIVE).await.json()).len(), 3);
+    // A stranger finds nothing, and learns nothing of what there is.
+    let stranger = house.stranger().await;
+    let path = format!("{NATIVE}/{first}");
+    for method in ["GET", "DELETE"] {
+        let theirs = house.ask(&stranger, method, &path, &Value::Null).await;
+        let nobodys = house.ask(&stranger, method, &path.replace(first, "x"), &Value::Null).await;
+        assert_eq!((theirs.status, &theirs.json()["code"]), (400, &json!("InvalidParameter")));
+        assert_eq!(theirs.json()["message"], format!("No such file: `{first}`."));
+        assert_eq!(nobodys.json()["message"], "No such file: `x`.");
+    }
+    let none = house.get_with(&stranger, NATIVE).await.json();
+    assert_eq!((&none["data"]["total"], &none["data"]["files"]), (&json!(0), &json!([])));
+    let gone = house.delete(&path).await.json();
+    assert_eq!(gone["data"], json!({"file_id": first, "deleted": true}));
+    assert_eq!(house.get(&path).await.status, 400);
+    assert_eq!(house.get(&format!("/v1/files/{first}")).await.status, 404);
+}
+
+#[tokio::test]
+async fn dashscopes_forms_are_checked() {
+    let limit = |config: &mut mintage_server::ServerConfig| {
+        config.storage.as_mut().unwrap().max_project_bytes = 5;
+    };
+    let house = start_with(limit, |_| Ok(says("x"))).await;
+    let check = async |fields: &[(&str, Option<&str>, &str)], message: &str| {
+        let reply = house.send_form_to(NATIVE, fields).await;
+        let told = reply.json();
+        assert_eq!((reply.status, &told["code"]), (400, &json!("InvalidParameter")), "{fields:?}");
+        assert_eq!(told["message"], message);
+    };
+    check(&[("descriptions", None, "x")], "`files` is missing.").await;
+    check(&[("files", Some("f"), "")], "`files` is empty.").await;
+    let one = ("files", Some("one"), "123");
+    check(&[one, ("color", None, "x")], "Unknown or repeated parameter: `color`.").await;
+    let purposes = "`purpose` must be one of assistants, batch, evals, fine-tune, user_data, vision, file-extract, not `x`.";
+    check(&[one, ("purpose", None, "x")], purposes).await;
+    let request = house.request("POST", NATIVE, "{}");
+    assert_eq!(house.send(&request).await.status, 415);
+    for query in ["page_no=0", "page_size=101", "page_size=x", "limit=1"] {
+        assert_eq!(house.get(&format!("{NATIVE}?{query}")).await.status, 400, "{query}");
+    }
+    assert_eq!(house.get(NATIVE).await.json()["data"]["total"], 0, "refused files are not kept");
+    // What finds no room is told of beside what does.
+    let fields = [one, ("files", Some("two"), "456"), ("purpose", None, "fine_tune")];
+    let made = house.send_form_to(NATIVE, &fields).await.json();
+    let (uploaded, failed) = (&made["data"]["uploaded_files"], &made["data"]["failed_uploads"]);
+    assert_eq!((&uploaded[0]["name"], &failed[0]["name"]), (&json!("one"), &json!("two")));
+    let quota = "The project's files have 3 bytes and this one 3; the limit is 5.";
+    assert_eq!(failed[0]["message"], quota);
+}
+
 /// A server without a folder says so.
 #[tokio::test]
 async fn without_a_folder_there_are_no_files() {
@@ -150,5 +247,9 @@ async fn without_a_folder_there_are_no_files() {
     for path in ["/v1/files", "/v1/files/x", "/v1/batches"] {
         let reply = house.get(path).await;
         assert_eq!((reply.status, &reply.json()["error"]["code"]), (404, &json!("files_disabled")));
+    }
+    for path in [NATIVE, "/api/v1/tasks", "/api/v1/tasks/x"] {
+        let reply = house.get(path).await;
+        assert_eq!((reply.status, &reply.json()["code"]), (404, &json!("InvalidURL")), "{path}");
     }
 }

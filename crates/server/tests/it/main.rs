@@ -33,6 +33,7 @@ mod responses;
 mod routes;
 mod sockets;
 mod structured;
+mod tasks;
 mod thinking;
 mod tls;
 mod tokens;
