@@ -10,8 +10,12 @@ import subprocess
 import sys
 
 import dashscope
+import openai
 import pytest
+from dashscope.client.base_api import BaseAsyncApi
+from dashscope.embeddings import BatchTextEmbedding
 from dashscope.v2 import errors
+from dashscope.v2.resources._jobs import Jobs
 
 HELLO = [{"role": "user", "content": "Count from one to twenty, in words."}]
 TOOL = {
@@ -136,6 +140,64 @@ def test_module_api_tools(model):
     assert told.usage.input_tokens > asked.usage.input_tokens + 10
 
 
+def submit(model, **options):
+    options = {"result_format": "message", **OPTIONS, **options}
+    service = {"task_group": "aigc", "task": "text-generation", "function": "generation"}
+    return BaseAsyncApi.async_call(model=model, input={"messages": HELLO}, **service, **options)
+
+
+def test_module_api_tasks(model):
+    task = submit(model)
+    assert task.status_code == 200 and task.output["task_status"] == "PENDING", task
+    done = BaseAsyncApi.wait(task)
+    assert done.output["task_status"] == "SUCCEEDED", done
+    assert done.output["choices"][0]["message"]["content"] == said(call(model))
+    assert done.usage["output_tokens"] == 16 and not done.code
+    times = [done.output[name] for name in ("submit_time", "scheduled_time", "end_time")]
+    assert times == sorted(times)
+    task_id = task.output["task_id"]
+    assert BaseAsyncApi.fetch(task_id).output == done.output
+    listed = BaseAsyncApi.list(model_name=model, status="SUCCEEDED", start_time="20230420000000").output
+    assert task_id in [entry["task_id"] for entry in listed["data"]] and listed["total"] >= 1
+    late = BaseAsyncApi.cancel(task_id)
+    assert (late.status_code, late.code) == (400, "UnsupportedOperation") and "PENDING" in late.message
+    assert BaseAsyncApi.wait("no-such-task").output["task_status"] == "UNKNOWN"
+    # What cannot be computed is refused at once.
+    assert submit(model, temperature=9).code == "InvalidParameter"
+    fetched = BatchTextEmbedding.async_call(model, "https://example.com/texts.txt")
+    assert (fetched.status_code, fetched.code) == (400, "InvalidParameter") and "url" in fetched.message
+
+
+def test_module_api_tasks_wait_their_turn(model):
+    tasks = [submit(model, max_tokens=64) for _ in range(20)]
+    last = tasks.pop()
+    cancelled = BaseAsyncApi.cancel(last)
+    assert cancelled.status_code == 200, cancelled
+    assert BaseAsyncApi.wait(last).output["task_status"] == "CANCELED"
+    answers = [BaseAsyncApi.wait(task) for task in tasks]
+    texts = {answer.output["choices"][0]["message"]["content"] for answer in answers}
+    assert len(texts) == 1, "the same question has the same answer"
+    assert {answer.usage["output_tokens"] for answer in answers} == {64}
+
+
+def test_module_api_files(model, root, key, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"messages": []}\n')
+    uploaded = dashscope.Files.upload(str(path), description="two words")
+    assert uploaded.status_code == 200 and not uploaded.output["failed_uploads"], uploaded
+    file_id = uploaded.output["uploaded_files"][0]["file_id"]
+    found = dashscope.Files.get(file_id).output
+    assert (found["name"], found["size"], found["description"]) == ("train.jsonl", 17, "two words")
+    listed = dashscope.Files.list(page_size=100).output
+    assert file_id in [entry["file_id"] for entry in listed["files"]] and listed["total"] >= 1
+    # It is a file of the other dialect, too.
+    with openai.OpenAI(base_url=root + "/v1", api_key=key) as client:
+        assert client.files.content(file_id).text == path.read_text()
+    assert dashscope.Files.delete(file_id).status_code == 200
+    gone = dashscope.Files.get(file_id)
+    assert (gone.status_code, gone.code) == (400, "InvalidParameter")
+
+
 @pytest.fixture(params=["native", "openai", "anthropic"])
 def client(request, root, key):
     prefix = {"native": "/api/v1", "openai": "/compatible-mode/v1", "anthropic": "/apps/anthropic"}
@@ -183,6 +245,29 @@ def test_client_api_tokens_and_models(root, key, model):
         assert counted.input_tokens == create(client, model).usage.input_tokens
         assert client.models.get(model).model == model
         assert client.models.list().total_count >= 1
+
+
+def test_client_api_files_and_tasks(root, key, model, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("{}\n")
+    with dashscope.Client(api_key=key, base_url=root + "/api/v1", protocol="native") as client:
+        uploaded = client.files.upload(file_path=str(path))
+        found = client.files.get(uploaded.file_id)
+        assert (found.name, found.size, found.purpose) == ("train.jsonl", 3, "fine-tune")
+        assert found.uploaded_at
+        assert uploaded.file_id in [file.file_id for file in client.files.list(page_size=100).files]
+        assert client.files.delete(uploaded.file_id).deleted
+        with pytest.raises(errors.NotFoundError):
+            client.files.get(uploaded.file_id)
+        jobs = Jobs(client, "aigc/text-generation/generation")
+        job = jobs.create(model=model, input={"messages": HELLO}, parameters=OPTIONS)
+        done = jobs.wait(job)
+        assert done.succeeded and done.output["text"] and done.usage.output_tokens == 16
+        assert done.submitted_at <= done.scheduled_at <= done.finished_at
+        assert job.task_id in [entry.task_id for entry in jobs.list(status="SUCCEEDED").tasks]
+        with pytest.raises(errors.BadRequestError):
+            jobs.cancel(job.task_id)
+        assert jobs.wait("no-such-task").status == "UNKNOWN"
 
 
 def test_client_api_async(root, key, model):
