@@ -62,7 +62,5 @@ pub use routes::{RouteConfig, RouteTarget};
 pub use served::{ModelSetError, Models, ServedModel, VectorModel};
 pub use storage::{AnswerLimits, StorageConfig, StorageError};
 pub use till::{Billing, PriceSource};
-pub use upstream::{
-    ApiKey, Flavour, OnDisconnect, UpstreamConfig, UpstreamError, UpstreamTask,
-};
+pub use upstream::{ApiKey, Flavour, OnDisconnect, UpstreamConfig, UpstreamError, UpstreamTask};
 pub use webhooks::WebhookPolicy;

@@ -71,7 +71,8 @@ fn find(
 
 /// Which models could be asked instead.
 fn others(models: &ModelSet) -> String {
-    let names: Vec<String> = models.vector_names().take(8).map(|name| format!("`{name}`")).collect();
+    let names: Vec<String> =
+        models.vector_names().take(8).map(|name| format!("`{name}`")).collect();
     if names.is_empty() {
         return "none that does is served here".to_owned();
     }
