@@ -27,7 +27,7 @@ use crate::batch::BatchLine;
 use crate::body::read_json;
 use crate::error::{ApiError, Fault};
 use crate::sse::{self, Framing};
-use crate::till::unix_ms;
+use crate::till::{ledger_unavailable, unix_ms};
 
 const HEADER: &str = "idempotency-key";
 /// Says that an answer is a repetition.
@@ -82,6 +82,14 @@ struct Place {
     answering: Answering,
 }
 
+/// What a place of the server's own has.
+pub(crate) enum Taken {
+    /// The answer as it was sent.
+    Answered(Vec<u8>),
+    /// Nothing yet, and now it is taken.
+    Free(Keeping),
+}
+
 /// Where an answer is kept, for who looks for it after a crash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KeptPlace {
@@ -101,22 +109,33 @@ impl KeptPlace {
         }
     }
 
-    /// Takes it for an answer that is to come; where `is_must`, one that cannot be kept is not given.
+    /// Finds the answer, or takes the place for one that is to come; where `is_must`, one that cannot be kept is not
+    /// given. In one step: a place that was looked into and left is free again only a little later where gateways share
+    /// the ledger.
+    ///
+    /// # Errors
+    /// [`Fault::Overloaded`] where that cannot be told yet: the place is taken, or the ledger does not answer.
     pub(crate) async fn take(
         &self,
         ledger: &Arc<Ledger>,
         kept_s: u64,
         is_must: bool,
-    ) -> Result<Keeping, ApiError> {
+    ) -> Result<Taken, ApiError> {
         let (scope, key): (Arc<str>, Arc<str>) =
             (self.scope.as_str().into(), self.key.as_str().into());
         let body_digest = self.body_digest;
-        let Begin::First(answering) = begin(ledger, &scope, &key, body_digest).await? else {
-            return Err(ApiError::internal("an answer of this id is kept already"));
-        };
-        let expires_ms = unix_ms().saturating_add(kept_s.saturating_mul(1000));
-        let place = Place { scope, key, body_digest, expires_ms, is_must, answering };
-        Ok(Keeping(Arc::new(place)))
+        match begin(ledger, &scope, &key, body_digest).await? {
+            Begin::Again(answer) => Ok(Taken::Answered(sent(answer))),
+            Begin::First(answering) => {
+                let expires_ms = unix_ms().saturating_add(kept_s.saturating_mul(1000));
+                let place = Place { scope, key, body_digest, expires_ms, is_must, answering };
+                Ok(Taken::Free(Keeping(Arc::new(place))))
+            }
+            Begin::InFlight => Err(ledger_unavailable("the place of an answer is taken")),
+            Begin::OtherBody => {
+                Err(ApiError::internal("the answer to another body is kept in this place"))
+            }
+        }
     }
 
     /// Words that stand for the project and the key, and nothing else.
@@ -128,7 +147,7 @@ impl KeptPlace {
     pub(crate) fn find(&self, ledger: &Ledger) -> Result<Option<Vec<u8>>, LedgerError> {
         let (scope, key) = (self.scope.as_str().into(), self.key.as_str().into());
         Ok(match ledger.begin(&scope, &key, self.body_digest, unix_ms())? {
-            Begin::Again(answer) => answer.get(1..).map(<[u8]>::to_vec),
+            Begin::Again(answer) => Some(sent(answer)),
             _ => None,
         })
     }
@@ -335,7 +354,17 @@ async fn begin(
     let begin = move || ledger.begin(&scope, &key, body_digest, unix_ms());
     let begun = tokio::task::spawn_blocking(begin).await;
     let begun = begun.map_err(|e| ApiError::internal(format!("looking up a key failed: {e}")))?;
-    begun.map_err(|error: LedgerError| ApiError::internal(error.to_string()))
+    begun.map_err(|error| match error {
+        LedgerError::TooLarge(_) => ApiError::internal(error.to_string()),
+        // A database that gateways share comes back.
+        error => ledger_unavailable(error.to_string()),
+    })
+}
+
+/// An answer without what tells its form.
+fn sent(mut answer: Vec<u8>) -> Vec<u8> {
+    answer.drain(..answer.len().min(1));
+    answer
 }
 
 /// Runs the request in a task of its own, so that it ends whoever still listens.

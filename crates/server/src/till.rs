@@ -289,8 +289,13 @@ fn refused(error: AdmitError<Box<LimitRefusal>>, model: &str) -> ApiError {
 
 /// Our capacity: the ledger takes nothing for now.
 pub(crate) fn unavailable(trouble: &mintage_ledger::Unavailable) -> ApiError {
+    ledger_unavailable(trouble.to_string())
+}
+
+/// The same, for a reason that only the log tells.
+pub(crate) fn ledger_unavailable(why: impl Into<String>) -> ApiError {
     ApiError {
-        log: Some(trouble.to_string()),
+        log: Some(why.into()),
         ..ApiError::new(
             Fault::Overloaded,
             "ledger_unavailable",

@@ -395,6 +395,11 @@ impl House {
         self.send(&self.request("GET", path, "").replace(&self.key, key)).await
     }
 
+    /// What the server keeps.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Begins the drain.
     pub(crate) fn stop(&mut self) {
         self.shutdown.take().unwrap().send(()).unwrap();

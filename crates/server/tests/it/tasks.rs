@@ -1,10 +1,11 @@
 //! DashScope's tasks as programs send, watch, find and cancel them, over restarts.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use mintage_ledger::NewKey;
+use mintage_ledger::{Begin, NewKey};
 use mintage_model::{EngineFault, GenerateRequest, Script, ScriptEnd, SubmitError};
 use mintage_server::ServerConfig;
 use serde_json::{Value, json};
@@ -20,6 +21,11 @@ const NOT_PENDING: &str =
 
 fn one_at_a_time(config: &mut ServerConfig) {
     config.storage.as_mut().unwrap().answers.max_running_tasks = 1;
+}
+
+/// The server's own index of what it keeps.
+fn index(folder: &Path) -> rusqlite::Connection {
+    rusqlite::Connection::open(folder.join("files/index.sqlite")).unwrap()
 }
 
 /// Hangs until the door is open.
@@ -397,7 +403,7 @@ async fn a_task_is_kept_for_a_day() {
     let mut house = house;
     house.stop();
     let folder = house.gone().await;
-    let index = rusqlite::Connection::open(folder.path().join("files/index.sqlite")).unwrap();
+    let index = index(folder.path());
     let sql = "SELECT expires - unixepoch(), length(input) FROM answers WHERE id = ?1";
     let (left, input): (i64, i64) =
         index.query_row(sql, [&id], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
@@ -438,7 +444,7 @@ async fn after_a_crash_a_task_is_there_and_billed_or_failed_and_not_or_waits() {
     house.settled(1).await;
     house.stop();
     let folder = house.gone().await;
-    let index = rusqlite::Connection::open(folder.path().join("files/index.sqlite")).unwrap();
+    let index = index(folder.path());
     let input = body(json!({})).to_string();
     let set = |id: &str, status: &str| {
         let sql = "UPDATE answers SET is_over = 0, steps = NULL, input = ?3,
@@ -477,7 +483,7 @@ async fn what_was_billed_is_not_computed_again() {
     house.settled(1).await;
     house.stop();
     let folder = house.gone().await;
-    let index = rusqlite::Connection::open(folder.path().join("files/index.sqlite")).unwrap();
+    let index = index(folder.path());
     let sql = "UPDATE answers SET is_over = 0, steps = NULL, input = ?2,
                document = json_set(document, '$.status', 'PENDING', '$.ended_ms', NULL) WHERE id = ?1";
     let input = body(json!({})).to_string();
@@ -488,4 +494,41 @@ async fn what_was_billed_is_not_computed_again() {
     assert_eq!(answer(&found), answer(&over));
     house.settled(1).await;
     assert!(house.engine.requests().is_empty());
+}
+
+/// As where gateways share the ledger: a key that was given back is free a little later.
+#[tokio::test]
+async fn a_task_waits_for_its_place_in_the_ledger() {
+    let slow = Script { token_delay: Duration::from_millis(40), ..says("0123456789") };
+    let house = start_with(one_at_a_time, move |_| Ok(slow.clone())).await;
+    let (first, second) = (house.submit().await, house.submit().await);
+    let kept_at: String = index(house.folder())
+        .query_row("SELECT kept_at FROM answers WHERE id = ?1", [&second], |row| row.get(0))
+        .unwrap();
+    let place: Value = serde_json::from_str(&kept_at).unwrap();
+    let digest: [u8; 32] = serde_json::from_value(place["body_digest"].clone()).unwrap();
+    let [scope, key] = ["scope", "key"].map(|name| place[name].as_str().unwrap().into());
+    let held = house.ledger.begin(&scope, &key, digest, 0).unwrap();
+    assert!(matches!(held, Begin::First(_)), "{held:?}");
+    house.task_until(&first, "SUCCEEDED").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let waits = house.task(&second).await;
+    assert_eq!(waits["output"]["task_status"], "PENDING", "{waits}");
+    drop(held);
+    house.task_until(&second, "SUCCEEDED").await;
+    house.settled(2).await;
+}
+
+#[tokio::test]
+async fn a_task_waits_while_the_ledger_does_not_answer() {
+    let house = start(says("Hi")).await;
+    let ledger = rusqlite::Connection::open(house.folder().join("ledger/ledger.sqlite")).unwrap();
+    ledger.execute_batch("ALTER TABLE answer RENAME TO away").unwrap();
+    let id = house.submit().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let waits = house.task(&id).await;
+    assert_eq!(waits["output"]["task_status"], "PENDING", "{waits}");
+    ledger.execute_batch("ALTER TABLE away RENAME TO answer").unwrap();
+    house.task_until(&id, "SUCCEEDED").await;
+    house.settled(1).await;
 }

@@ -19,7 +19,7 @@ use crate::dashscope::errors;
 use crate::dashscope::handlers::{MULTIMODAL, TEXT, generation, multimodal_generation};
 use crate::dashscope::vectors::{EMBEDDING, RERANK, text_embedding, text_rerank};
 use crate::error::{ApiError, Fault};
-use crate::idempotency::KeptPlace;
+use crate::idempotency::{KeptPlace, Taken};
 use crate::project_store::on_disk;
 use crate::request_id::RequestId;
 use crate::storage::{Storage, StorageError, TaskRecord, TaskStatus};
@@ -102,6 +102,9 @@ async fn advance(storage: &Arc<Storage>, place: &Place) -> Result<(), StorageErr
     let outcome = answered(&place.app, &task).await;
     match outcome {
         Err(error) if may_wait(&error, &task) => {
+            if let Some(log) = &error.log {
+                tracing::warn!(task = %task.id, error = %log, "a task waits again");
+            }
             task.document.status = TaskStatus::Pending;
             task.document.scheduled_ms = None;
             let written = blocking(storage, move |storage| storage.change_task(&task)).await;
@@ -168,15 +171,12 @@ async fn answered(app: &Arc<App>, task: &TaskRecord) -> Result<String, ApiError>
     let caller = caller(app, task)?;
     let keeping = match app.till.ledger() {
         Some(ledger) => {
-            let place =
-                KeptPlace::own(&task.project, super::KEEPER, &task.id, task.input.as_bytes());
-            // It was answered, and the server stopped before that was written down.
-            let (at, of) = (place.clone(), Arc::clone(ledger));
-            let kept = on_disk(move || Ok(at.find(&of)?)).await?;
-            if let Some(kept) = kept.map_err(|error| ApiError::internal(error.to_string()))? {
-                return text(kept);
+            let place = place(task).map_err(|error| ApiError::internal(error.to_string()))?;
+            match place.take(ledger, KEPT_S, true).await? {
+                Taken::Free(keeping) => Some(keeping),
+                // It was answered, and the server stopped before that was written down.
+                Taken::Answered(answer) => return text(answer),
             }
-            Some(place.take(ledger, KEPT_S, true).await?)
         }
         None => None,
     };
@@ -266,7 +266,11 @@ pub(crate) fn recover(app: &App) -> Result<(), StorageError> {
 }
 
 fn kept(task: &TaskRecord, ledger: &Ledger) -> Result<Option<Vec<u8>>, StorageError> {
-    let place = serde_json::from_str::<KeptPlace>(&task.kept_at);
-    let place = place.map_err(|error| StorageError::Damaged(format!("a task: {error}")))?;
-    Ok(place.find(ledger)?)
+    Ok(place(task)?.find(ledger)?)
+}
+
+/// Where its answer is kept.
+fn place(task: &TaskRecord) -> Result<KeptPlace, StorageError> {
+    let place = serde_json::from_str(&task.kept_at);
+    place.map_err(|error| StorageError::Damaged(format!("a task: {error}")))
 }

@@ -18,7 +18,7 @@ use tracing::Instrument;
 
 use crate::app::{Admission, App};
 use crate::error::{ApiError, json};
-use crate::idempotency::{Form, Keeping, KeptPlace};
+use crate::idempotency::{Form, Keeping, KeptPlace, Taken};
 use crate::job::{Choices, Incoming, Job};
 use crate::metered::Settling;
 use crate::openai::responses::compose::{Composer, Step, Steps};
@@ -140,7 +140,12 @@ pub(super) async fn begin(
         (None, Some(ledger)) => {
             let kept_s = shelf.storage.config.answers.keep_days.saturating_mul(SECONDS_A_DAY);
             let place = KeptPlace::own(&shelf.project, KEEPER, &begun.id, &incoming.body);
-            Some(place.take(ledger, kept_s, false).await?)
+            match place.take(ledger, kept_s, false).await? {
+                Taken::Free(keeping) => Some(keeping),
+                Taken::Answered(_) => {
+                    return Err(ApiError::internal("an answer of this id is kept already"));
+                }
+            }
         }
         (None, None) => None,
     };
