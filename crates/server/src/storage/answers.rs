@@ -311,11 +311,12 @@ impl Storage {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Removes what has expired. Blocks.
+    /// Removes what has expired; what still runs is ended by who runs it, but for tasks, which wait only as long as they can
+    /// be asked for. Blocks.
     pub(super) fn sweep_answers(&self) -> Result<(), StorageError> {
         self.index().execute(
             "DELETE FROM answers WHERE number IN
-             (SELECT number FROM answers WHERE expires <= ?1 AND is_over = 1 LIMIT 1000)",
+             (SELECT number FROM answers WHERE expires <= ?1 AND (is_over = 1 OR kind = 'task') LIMIT 1000)",
             [now_unix()],
         )?;
         Ok(())

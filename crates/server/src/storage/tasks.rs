@@ -144,9 +144,10 @@ impl Storage {
         if let Some(known) = known {
             return TaskRecord::read(known).map(Some);
         }
-        let open =
-            "SELECT COUNT(*) FROM answers WHERE project = ?1 AND kind = 'task' AND is_over = 0";
-        let open: u64 = write.query_row(open, [&task.project], |row| row.get(0))?;
+        let open = "SELECT COUNT(*) FROM answers
+             WHERE project = ?1 AND kind = 'task' AND is_over = 0 AND expires > ?2";
+        let open: u64 =
+            write.query_row(open, params![task.project, now_unix()], |row| row.get(0))?;
         let most = self.config.answers.max_project_tasks;
         if open >= most {
             let text =

@@ -295,3 +295,22 @@ fn tasks_are_open_until_they_are_over_and_only_so_many() {
     storage.index().execute("UPDATE answers SET expires = 1 WHERE id = '3'", []).unwrap();
     assert_eq!(storage.add_task(&pending("3")).unwrap(), None);
 }
+
+#[test]
+fn expired_tasks_take_no_place_and_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = open(folder.path(), |config| config.answers.max_project_tasks = 1);
+    let pending = |id: &str| task("a", id, TaskStatus::Pending);
+    storage.add_task(&pending("1")).unwrap();
+    assert!(storage.add_task(&pending("2")).is_err());
+    storage.index().execute("UPDATE answers SET expires = 1", []).unwrap();
+    assert_eq!(storage.add_task(&pending("2")).unwrap(), None);
+    // Other answers that run are ended by who runs them.
+    storage.add_answer(AnswerKind::Response, &answer("a", "3", "", false)).unwrap();
+    storage.index().execute("UPDATE answers SET expires = 1 WHERE id = '3'", []).unwrap();
+    storage.sweep().unwrap();
+    let index = storage.index();
+    let mut left = index.prepare("SELECT id FROM answers ORDER BY number").unwrap();
+    let left = left.query_map([], |row| row.get(0)).unwrap();
+    assert_eq!(left.collect::<Result<Vec<String>, _>>().unwrap(), ["2", "3"]);
+}

@@ -9,6 +9,7 @@ use mintage_ledger::{Begin, NewKey};
 use mintage_model::{EngineFault, GenerateRequest, Script, ScriptEnd, SubmitError};
 use mintage_server::ServerConfig;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::dashscope::{MULTIMODAL, TEXT, body};
 use crate::harness::{CONTEXT, House, MODEL, Reply, says, start, start_in, start_with};
@@ -78,6 +79,20 @@ impl House {
 
     async fn cancel_task(&self, id: &str) -> Reply {
         self.post(&format!("{PATH}/{id}/cancel"), json!({})).await
+    }
+
+    /// Sends a request and goes away while the store is at it.
+    async fn leave_amid(&self, request: &str) {
+        let lock = index(self.folder());
+        lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let mut socket = self.connect().await;
+        socket.write_all(request.as_bytes()).await.unwrap();
+        // Until others wait for the store, too.
+        let brief = Duration::from_millis(100);
+        while tokio::time::timeout(brief, self.get(PATH)).await.is_ok() {}
+        drop(socket);
+        tokio::time::sleep(brief).await;
+        lock.execute_batch("COMMIT").unwrap();
     }
 
     async fn listed(&self, query: &str) -> Vec<String> {
@@ -531,4 +546,34 @@ async fn a_task_waits_while_the_ledger_does_not_answer() {
     ledger.execute_batch("ALTER TABLE away RENAME TO answer").unwrap();
     house.task_until(&id, "SUCCEEDED").await;
     house.settled(1).await;
+}
+
+#[tokio::test]
+async fn a_task_runs_though_its_client_went_away_at_once() {
+    let house = start(says("Hi")).await;
+    let request = house.request("POST", TEXT, &body(json!({})).to_string());
+    house.leave_amid(&request.replacen("\r\n", "\r\nx-dashscope-async: enable\r\n", 1)).await;
+    let start = Instant::now();
+    while house.listed("?status=SUCCEEDED").await.is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", house.get(PATH).await.body);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    house.settled(1).await;
+}
+
+/// The index takes no cancellation, and nobody hears of that.
+#[tokio::test]
+async fn a_task_that_could_not_be_cancelled_still_waits() {
+    let slow = Script { token_delay: Duration::from_millis(100), ..says("0123456789") };
+    let house = start_with(one_at_a_time, move |_| Ok(slow.clone())).await;
+    let ids = [house.submit().await, house.submit().await];
+    let refuses = "CREATE TRIGGER refuses BEFORE UPDATE ON answers
+         WHEN json_extract(NEW.document, '$.status') = 'CANCELED'
+         BEGIN SELECT RAISE(ABORT, 'no'); END";
+    index(house.folder()).execute_batch(refuses).unwrap();
+    house.leave_amid(&house.request("POST", &format!("{PATH}/{}/cancel", ids[1]), "{}")).await;
+    for id in &ids {
+        house.task_until(id, "SUCCEEDED").await;
+    }
+    house.settled(2).await;
 }

@@ -88,24 +88,31 @@ pub(crate) async fn cancel_task(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Some(waiting) = app.tasks.withdraw(&store.project, &id) else { return Err(not_pending()) };
-    let cancel = |storage: &Storage, project: &str, id: &str| {
-        let mut task = storage.task(project, id)?;
-        let is_pending = task.document.status == TaskStatus::Pending;
-        if is_pending {
-            task.document.status = TaskStatus::Canceled;
-            task.document.ended_ms = Some(unix_ms());
-            storage.change_task(&task)?;
-        }
-        Ok(is_pending)
-    };
-    match store.ask(WHAT, &id, cancel).await {
-        Ok(true) => Ok(json(json!({"request_id": request_id(&request)}))),
-        cancelled => {
+    // In one piece: a client that goes away ends this handler, and what is not cancelled must wait on.
+    let cancel = move |storage: &Storage, project: &str, id: &str| {
+        let Some(waiting) = app.tasks.withdraw(project, id) else { return Ok(false) };
+        let cancelled = cancelled(storage, project, id);
+        if !matches!(cancelled, Ok(true)) {
             app.tasks.wait(waiting);
-            cancelled.and_then(|_| Err(not_pending()))
         }
+        cancelled
+    };
+    if store.ask(WHAT, &id, cancel).await? {
+        return Ok(json(json!({"request_id": request_id(&request)})));
     }
+    Err(not_pending())
+}
+
+/// Writes down that one that waits is cancelled; whether it did wait.
+fn cancelled(storage: &Storage, project: &str, id: &str) -> Result<bool, StorageError> {
+    let mut task = storage.task(project, id)?;
+    if task.document.status != TaskStatus::Pending {
+        return Ok(false);
+    }
+    task.document.status = TaskStatus::Canceled;
+    task.document.ended_ms = Some(unix_ms());
+    storage.change_task(&task)?;
+    Ok(true)
 }
 
 fn not_pending() -> ApiError {

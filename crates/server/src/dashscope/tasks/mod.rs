@@ -55,13 +55,17 @@ pub(super) async fn submit(
     let Checked { asked, name } = app.on_text_thread(incoming.body.len(), check).await?;
     check_model_scope(&incoming.caller, &asked, &name)?;
     let task = task(&incoming, path, asked)?;
-    let new = task.clone();
-    let known = on_disk(move || storage.add_task(&new)).await?.map_err(refused)?;
-    let status = match known {
-        None => {
-            app.tasks.add(&task.project, &task.id);
-            task.document.status
+    let (shared, new) = (Arc::clone(app), task.clone());
+    // In one piece: a client that goes away ends this handler, and what is in the store must wait for its turn.
+    let add = move || {
+        let known = storage.add_task(&new)?;
+        if known.is_none() {
+            shared.tasks.add(&new.project, &new.id);
         }
+        Ok(known)
+    };
+    let status = match on_disk(add).await?.map_err(refused)? {
+        None => task.document.status,
         Some(known) if known.kept_at == task.kept_at => known.document.status,
         Some(_) => {
             return Err(ApiError::new(
