@@ -126,7 +126,8 @@ impl TaskRecord {
 }
 
 impl Storage {
-    /// Takes in a task, or finds the one that has its id already, which is told. Blocks.
+    /// Takes in a task, or finds the one that has its id already, which is told. One that failed makes way for it: errors
+    /// are not kept. Blocks.
     ///
     /// # Errors
     /// [`StorageError::Full`] where the project has too many that are not over.
@@ -141,8 +142,11 @@ impl Storage {
         )?;
         let known = "SELECT * FROM answers WHERE id = ?1 AND project = ?2 AND kind = 'task'";
         let known = write.query_row(known, [&task.id, &task.project], record).optional()?;
-        if let Some(known) = known {
-            return TaskRecord::read(known).map(Some);
+        if let Some(known) = known.map(TaskRecord::read).transpose()? {
+            if known.document.status != TaskStatus::Failed {
+                return Ok(Some(known));
+            }
+            write.execute("DELETE FROM answers WHERE id = ?1 AND kind = 'task'", [&task.id])?;
         }
         let open = "SELECT COUNT(*) FROM answers
              WHERE project = ?1 AND kind = 'task' AND is_over = 0 AND expires > ?2";

@@ -314,3 +314,22 @@ fn expired_tasks_take_no_place_and_go() {
     let left = left.query_map([], |row| row.get(0)).unwrap();
     assert_eq!(left.collect::<Result<Vec<String>, _>>().unwrap(), ["2", "3"]);
 }
+
+#[test]
+fn a_failed_task_makes_way_for_the_same_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = open(folder.path(), |config| config.answers.max_project_tasks = 1);
+    let add = |id: &str| storage.add_task(&task("a", id, TaskStatus::Pending));
+    for (id, status) in [("1", TaskStatus::Failed), ("2", TaskStatus::Canceled)] {
+        assert_eq!(add(id).unwrap(), None);
+        storage.change_task(&task("a", id, status)).unwrap();
+    }
+    assert!(add("2").unwrap().is_some());
+    assert_eq!(add("1").unwrap(), None);
+    assert_eq!(storage.task("a", "1").unwrap().document.status, TaskStatus::Pending);
+    // Without a place it stays.
+    storage.change_task(&task("a", "1", TaskStatus::Failed)).unwrap();
+    add("3").unwrap();
+    assert!(add("1").is_err());
+    assert_eq!(storage.task("a", "1").unwrap().document.status, TaskStatus::Failed);
+}

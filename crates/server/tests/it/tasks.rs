@@ -577,3 +577,39 @@ async fn a_task_that_could_not_be_cancelled_still_waits() {
     }
     house.settled(2).await;
 }
+
+#[tokio::test]
+async fn a_key_is_free_again_when_its_task_is_gone_or_failed() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&asked);
+    let fault = ScriptEnd::Fault(EngineFault::Internal("secret".to_owned()));
+    let breaks = Script { tokens: vec![65], end: fault, ..Script::default() };
+    let respond = move |_: &GenerateRequest| match seen.fetch_add(1, Ordering::SeqCst) {
+        0 => Ok(breaks.clone()),
+        _ => Ok(says("Hi")),
+    };
+    let house = start_with(|_| {}, respond).await;
+    let headers = [ASYNC, ("idempotency-key", "k")];
+    let check = async |parameters: Value, status: &str| {
+        let told = house.speak(TEXT, &headers, &body(parameters)).await.json();
+        assert_eq!(told["output"]["task_status"], "PENDING", "{told}");
+        let id = told["output"]["task_id"].as_str().unwrap().to_owned();
+        house.task_until(&id, status).await;
+        id
+    };
+    let id = check(json!({}), "FAILED").await;
+    // Errors are not kept.
+    assert_eq!(check(json!({}), "SUCCEEDED").await, id);
+    house.settled(1).await;
+    assert_eq!(house.listed("").await, [id.as_str()]);
+    let forget = || index(house.folder()).execute("DELETE FROM answers", []).unwrap();
+    // Its answer is kept for longer than the task, and stands in nobody's way.
+    forget();
+    check(json!({"seed": 3}), "SUCCEEDED").await;
+    house.settled(2).await;
+    // The first body's answer is still there: it is not computed again.
+    forget();
+    check(json!({}), "SUCCEEDED").await;
+    house.settled(2).await;
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
+}

@@ -91,7 +91,9 @@ fn task(incoming: &Incoming, path: &str, model: String) -> Result<TaskRecord, Ap
     let id = uuid(digest);
     let input = String::from_utf8(incoming.body.to_vec())
         .map_err(|error| ApiError::internal(format!("a request that is no text: {error}")))?;
-    let kept_at = KeptPlace::own(&project, KEEPER, &id, input.as_bytes());
+    // The ledger keeps the answer for longer than the task is there. Then the id may come again, for another body.
+    let place = format!("{id} {}", hex(&Sha256::digest(&input)));
+    let kept_at = KeptPlace::own(&project, KEEPER, &place, input.as_bytes());
     Ok(TaskRecord {
         id,
         project,
@@ -117,9 +119,13 @@ fn task(incoming: &Incoming, path: &str, model: String) -> Result<TaskRecord, Ap
 
 /// As DashScope's ids of tasks look.
 fn uuid(digest: [u8; 32]) -> String {
-    let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex(&digest);
     let parts = [0..8, 8..12, 12..16, 16..20, 20..32];
     parts.map(|range| hex.get(range).unwrap_or_default()).join("-")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Too many that are not over are a limit like others of the tenant's.
