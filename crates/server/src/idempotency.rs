@@ -34,7 +34,7 @@ const HEADER: &str = "idempotency-key";
 const REPLAYED: &str = "idempotent-replayed";
 const MAX_KEY_CHARS: usize = 255;
 /// The longest answer that is kept.
-const MAX_KEPT_BYTES: usize = 4 << 20;
+pub(crate) const MAX_KEPT_BYTES: usize = 4 << 20;
 /// How long answers are kept.
 const KEPT_MS: u64 = 24 * 3_600_000;
 /// Frames on their way to a client that may go away.
@@ -160,6 +160,11 @@ impl Keeping {
             key: self.0.key.to_string(),
             body_digest: self.0.body_digest,
         }
+    }
+
+    /// The longest answer that is given; `None`: any is.
+    pub(crate) fn max_bytes(&self) -> Option<usize> {
+        self.0.is_must.then_some(MAX_KEPT_BYTES)
     }
 
     /// What is kept of an answer; `None` where it is too long.

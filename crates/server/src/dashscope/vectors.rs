@@ -15,10 +15,11 @@ use super::tasks::{self, Checked};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::fields::{Fields, Null, missing, unsupported, wrong_type, wrong_value};
+use crate::idempotency::{Keeping, MAX_KEPT_BYTES};
 use crate::job::Incoming;
 use crate::respond::json_bytes;
 use crate::vectors::{
-    self, EmbedRequest, Input, RankRequest, Texts, VectorJob, check_instruction, vector_json,
+    self, EmbedRequest, Input, RankRequest, Room, Texts, VectorJob, check_instruction, vector_json,
 };
 
 pub(super) const EMBEDDING: &str = "/api/v1/services/embeddings/text-embedding/text-embedding";
@@ -57,7 +58,16 @@ pub(crate) async fn text_embedding(
     let asked = Asked::read(request.headers())?;
     let incoming = Incoming::read(&app, request).await?;
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
-    let prepare = move || parse_embedding(&body)?.prepare(&shared, "dashscope.embeddings", "ds-");
+    let max_bytes = if asked.task {
+        Some(MAX_KEPT_BYTES)
+    } else {
+        incoming.keeping.as_ref().and_then(Keeping::max_bytes)
+    };
+    let prepare = move || {
+        let request = parse_embedding(&body)?;
+        let room = max_bytes.map(|bytes| Room { bytes, as_base64: false });
+        EmbedRequest { room, ..request }.prepare(&shared, "dashscope.embeddings", "ds-")
+    };
     if asked.task {
         return tasks::submit(&app, incoming, EMBEDDING, move || Ok(checked(prepare()?))).await;
     }

@@ -16,12 +16,13 @@ use crate::app::App;
 use crate::chat::Prompt;
 use crate::error::ApiError;
 use crate::fields::{Fields, Null, wrong_value};
+use crate::idempotency::Keeping;
 use crate::job::Incoming;
 use crate::openai::chat_request::take_model;
 use crate::openai::completion_request::take_prompts;
 use crate::openai::options::take_usage;
 use crate::respond::json_bytes;
-use crate::vectors::{self, EmbedRequest, Input, vector_json};
+use crate::vectors::{self, EmbedRequest, Input, Room, vector_json};
 
 const ADVICE: &str = "Shorten it, or send `truncate_prompt_tokens: -1` to have its end cut off.";
 
@@ -64,8 +65,11 @@ pub(crate) async fn embeddings(
 ) -> Result<Response, ApiError> {
     let incoming = Incoming::read(&app, request).await?;
     let (shared, body) = (Arc::clone(&app), incoming.body.clone());
+    let max_bytes = incoming.keeping.as_ref().and_then(Keeping::max_bytes);
     let prepare = move || {
         let (request, shape) = parse(&body)?;
+        let room = max_bytes.map(|bytes| Room { bytes, as_base64: shape.as_base64 });
+        let request = EmbedRequest { room, ..request };
         Ok((request.prepare(&shared, "openai.embeddings", "embd-")?, shape))
     };
     let (job, shape) = app.on_text_thread(incoming.body.len(), prepare).await?;

@@ -25,7 +25,7 @@ use crate::respond::json_response;
 use crate::served::{ModelSet, VectorTarget};
 use crate::till::Settled;
 
-pub(crate) use embed::{EmbedRequest, Input, Shortening, Texts, vector_json};
+pub(crate) use embed::{EmbedRequest, Input, Room, Shortening, Texts, vector_json};
 pub(crate) use job::VectorJob;
 pub(crate) use rank::{RankRequest, Ranked, take_documents, take_query};
 

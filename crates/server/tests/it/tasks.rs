@@ -613,3 +613,26 @@ async fn a_key_is_free_again_when_its_task_is_gone_or_failed() {
     house.settled(2).await;
     assert_eq!(asked.load(Ordering::SeqCst), 3);
 }
+
+/// What would be computed in full and then not given is refused at once; what is let in is given.
+#[tokio::test]
+async fn a_task_whose_answer_would_be_too_long_is_refused() {
+    const WIDTH: usize = 4096;
+    // 4 MiB hold so many vectors.
+    const MOST: usize = 78;
+    let (house, engine) = vectors::start_wide(WIDTH).await;
+    let texts = |count: usize| json!({"model": BERT, "input": {"texts": vec!["the"; count]}});
+    let reply = house.speak(DASHSCOPE, &[ASYNC], &texts(MOST + 1)).await;
+    assert_eq!((reply.status, &reply.json()["code"]), (400, &json!("InvalidParameter")));
+    let message = "`input.texts` holds at most 78 inputs here, not 79: a vector has 4096 numbers, and an answer of a \
+                   task or in a batch at most 4194304 bytes.";
+    assert_eq!(reply.json()["message"], message);
+    assert!(house.listed("").await.is_empty());
+    assert!(engine.requests().is_empty());
+    let id = house.submit_to(DASHSCOPE, &texts(MOST)).await;
+    let task = house.task_until(&id, "SUCCEEDED").await;
+    assert_eq!(task["output"]["embeddings"].as_array().unwrap().len(), MOST);
+    house.settled(1).await;
+    // Who waits for it may have it longer.
+    assert_eq!(house.speak(DASHSCOPE, &[], &texts(MOST + 1)).await.status, 200);
+}

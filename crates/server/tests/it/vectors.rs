@@ -60,18 +60,50 @@ pub(crate) async fn start_with(
     change: impl FnOnce(&mut ServerConfig),
     respond: impl Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync + Clone + 'static,
 ) -> Vectors {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/goldens/bert");
-    let wordpiece = VectorText::of_encoder(&EncoderFile::open(&golden).unwrap()).unwrap();
     let bytes = |task| {
         let text =
             byte_model(TEMPLATE, &[("ye", 1), ("yes", 1), ("no", 1)], &["y e", "ye s", "n o"]);
         VectorText::of_text_model(text, task).unwrap()
     };
-    let engine = |model: &str, context_length, vocab_size, respond: Box<Respond>| {
-        let info = EngineInfo { model: model.to_owned(), context_length, vocab_size };
-        Arc::new(ScriptedEngine::new(info, 4096, respond))
-    };
-    let served = |name: &str, engine: &Arc<ScriptedEngine>, text, width| VectorModel {
+    let bert = engine(BERT, 64, 139, Box::new(respond.clone()));
+    let qwen = engine(QWEN, 256, VOCAB + 3, Box::new(respond));
+    let judge = engine(JUDGE, 512, VOCAB + 3, Box::new(judges));
+    let models = vec![
+        served(BERT, &bert, wordpiece(), WIDTH),
+        served(QWEN, &qwen, bytes(VectorTask::Embed), WIDTH),
+        served(JUDGE, &judge, bytes(VectorTask::Rerank), 1),
+    ];
+    Vectors { house: start_beside(models, change).await, bert, qwen, judge }
+}
+
+/// The same texts, and vectors of so many numbers, as long as numbers of vectors of length 1 are.
+pub(crate) async fn start_wide(width: usize) -> (House, Arc<ScriptedEngine>) {
+    let number = |n: usize| (n as f64 * 1.7).sin() / (width as f64 / 2.0).sqrt();
+    let vector: Arc<[f32]> = (0..width).map(|n| number(n) as f32).collect();
+    let respond =
+        move |_: &_| Ok(Script { vector: Some(Arc::clone(&vector)), ..Script::default() });
+    let engine = engine(BERT, 64, 139, Box::new(respond));
+    let house = start_beside(vec![served(BERT, &engine, wordpiece(), width)], |_| {}).await;
+    (house, engine)
+}
+
+fn wordpiece() -> VectorText {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/goldens/bert");
+    VectorText::of_encoder(&EncoderFile::open(&golden).unwrap()).unwrap()
+}
+
+fn engine(
+    model: &str,
+    context_length: u32,
+    vocab_size: u32,
+    respond: Box<Respond>,
+) -> Arc<ScriptedEngine> {
+    let info = EngineInfo { model: model.to_owned(), context_length, vocab_size };
+    Arc::new(ScriptedEngine::new(info, 4096, respond))
+}
+
+fn served(name: &str, engine: &Arc<ScriptedEngine>, text: VectorText, width: usize) -> VectorModel {
+    VectorModel {
         name: name.to_owned(),
         aliases: vec![format!("{name}-alias")],
         engine: Arc::clone(engine) as Arc<dyn Engine>,
@@ -79,16 +111,7 @@ pub(crate) async fn start_with(
         width,
         created_unix: 1_700_000_001,
         digest: "sha256:7e58".into(),
-    };
-    let bert = engine(BERT, 64, 139, Box::new(respond.clone()));
-    let qwen = engine(QWEN, 256, VOCAB + 3, Box::new(respond));
-    let judge = engine(JUDGE, 512, VOCAB + 3, Box::new(judges));
-    let models = vec![
-        served(BERT, &bert, wordpiece, WIDTH),
-        served(QWEN, &qwen, bytes(VectorTask::Embed), WIDTH),
-        served(JUDGE, &judge, bytes(VectorTask::Rerank), 1),
-    ];
-    Vectors { house: start_beside(models, change).await, bert, qwen, judge }
+    }
 }
 
 type Respond = dyn Fn(&GenerateRequest) -> Result<Script, SubmitError> + Send + Sync;
@@ -696,4 +719,37 @@ async fn batches_embed_at_half_the_price() {
     }
     assert!(bert.requests().iter().all(|request| request.priority == Priority::Batch));
     house.settled(6).await;
+}
+
+/// What would be computed in full and then not given is refused before.
+#[tokio::test]
+async fn a_line_whose_answer_would_be_too_long_is_not_computed() {
+    let (house, engine) = start_wide(4096).await;
+    let line = |count: usize, format: &str| {
+        let body = json!({"model": BERT, "input": vec!["the"; count], "encoding_format": format});
+        let id = format!("{format} {count}");
+        json!({"custom_id": id, "method": "POST", "url": EMBEDDINGS, "body": body}).to_string()
+            + "\n"
+    };
+    let input =
+        line(78, "float") + &line(79, "float") + &line(191, "base64") + &line(192, "base64");
+    let batch = house.batch_to(EMBEDDINGS, &input).await;
+    let over = house.batch_over(&batch).await;
+    let mut refused = Vec::new();
+    for result in house.results(&over, "error_file_id").await {
+        let body = &result["response"]["body"];
+        assert_eq!(body["error"]["code"], "answer_too_long", "{result}");
+        refused.push(body["error"]["message"].as_str().unwrap().to_owned());
+    }
+    let message = |most: usize| {
+        format!(
+            "`input` holds at most {most} inputs here, not {}: a vector has 4096 numbers, and an answer of a task or in \
+             a batch at most 4194304 bytes.",
+            most + 1
+        )
+    };
+    assert_eq!(refused, [message(78), message(191)]);
+    assert_eq!(house.results(&over, "output_file_id").await.len(), 2);
+    assert_eq!(engine.requests().len(), 78 + 191);
+    house.settled(2).await;
 }
