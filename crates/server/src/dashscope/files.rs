@@ -15,7 +15,7 @@ use crate::error::{ApiError, json};
 use crate::fields::missing;
 use crate::paging::Query;
 use crate::project_store::ProjectStore;
-use crate::storage::{FileRecord, NewFile, Storage, Upload};
+use crate::storage::{Coming, FileRecord, NewFile, Storage, Upload};
 use crate::upload::{Form, checked_purpose, in_time, unknown_part};
 
 const PURPOSE: &str = "fine-tune";
@@ -37,13 +37,16 @@ fn describe(app: &App, file: FileRecord) -> Value {
 /// What comes in one form.
 #[derive(Default)]
 struct Given {
-    files: Vec<(String, Upload)>,
+    /// By name; or why one is not kept.
+    files: Vec<(String, Result<Upload, ApiError>)>,
+    /// Of those that are.
+    coming: Coming,
     /// In the order of the files.
     descriptions: Vec<String>,
     purpose: Option<String>,
 }
 
-/// Takes files in; those that find no room are told of beside those that do.
+/// Takes files in; those that find no room, or cannot be kept, are told of beside those that are.
 pub(crate) async fn create_files(
     State(app): State<Arc<App>>,
     store: ProjectStore,
@@ -64,15 +67,24 @@ pub(crate) async fn create_files(
     for (filename, upload) in given.files {
         let (name, description) = (filename.clone(), descriptions.next());
         let file = NewFile { purpose: purpose.clone(), filename, description, lifetime_s: None };
-        let keep =
-            move |storage: &Storage, project: &str, _: &str| storage.keep(project, upload, file);
-        match store.ask("file", "", keep).await {
+        let kept = match upload {
+            Ok(upload) => {
+                let keep = move |storage: &Storage, project: &str, _: &str| {
+                    storage.keep(project, upload, file)
+                };
+                store.ask("file", "", keep).await
+            }
+            Err(error) => Err(error),
+        };
+        match kept {
             Ok(file) => uploaded.push(json!({"name": name, "file_id": file.id})),
-            Err(error) if error.log.is_none() => {
+            Err(error) => {
+                if let Some(log) = &error.log {
+                    tracing::warn!(error = %log, "a file of several was not kept");
+                }
                 let (code, message) = (errors::code(&error), error.message);
                 failed.push(json!({"name": name, "code": code, "message": message}));
             }
-            Err(error) => return Err(error),
         }
     }
     Ok(json(json!({
@@ -85,13 +97,33 @@ async fn read_form(store: &ProjectStore, mut form: Form<'_>) -> Result<Given, Ap
     let mut given = Given::default();
     while let Some(part) = form.next().await? {
         match part.name.as_str() {
-            "files" => given.files.push(part.file(&store.storage).await?),
+            "files" => {
+                let (name, upload) = part.file(&store.storage).await?;
+                let upload = with_room(store, given.coming, upload).await;
+                if let Ok(upload) = &upload {
+                    given.coming.files += 1;
+                    given.coming.bytes += upload.bytes();
+                }
+                given.files.push((name, upload));
+            }
             "descriptions" => given.descriptions.push(part.text().await?),
             "purpose" if given.purpose.is_none() => given.purpose = Some(part.text().await?),
             name => return Err(unknown_part(name)),
         }
     }
     Ok(given)
+}
+
+/// An upload, if its project has room for it. If not it goes from the disk at once, not when the whole form is there.
+async fn with_room(
+    store: &ProjectStore,
+    coming: Coming,
+    upload: Upload,
+) -> Result<Upload, ApiError> {
+    let check = move |storage: &Storage, project: &str, _: &str| {
+        storage.check_room_beside(project, coming, &upload).map(|()| upload)
+    };
+    store.ask("file", "", check).await
 }
 
 /// Lists files in pages, newest first.

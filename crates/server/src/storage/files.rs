@@ -44,6 +44,13 @@ pub(crate) struct FilePage {
     pub(crate) ascending: bool,
 }
 
+/// What has come in for a project and is still to be kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Coming {
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+}
+
 /// A file that is being written. Dropped before [`Storage::keep`] it is forgotten.
 pub(crate) struct Upload {
     id: String,
@@ -173,7 +180,7 @@ impl Storage {
         mut upload: Upload,
         file: NewFile,
     ) -> Result<FileRecord, StorageError> {
-        self.check_room(&self.index(), project, upload.bytes)?;
+        self.check_room(&self.index(), project, Coming::default(), upload.bytes)?;
         let created = now_unix();
         let NewFile { purpose, filename, description, lifetime_s } = file;
         let file = FileRecord {
@@ -188,7 +195,7 @@ impl Storage {
         let kept = {
             let index = self.index();
             // Once more, with what came in meanwhile.
-            self.check_room(&index, project, file.bytes)
+            self.check_room(&index, project, Coming::default(), file.bytes)
                 .and_then(|()| insert(&index, project, &file))
         };
         if let Err(error) = kept {
@@ -198,16 +205,29 @@ impl Storage {
         Ok(file)
     }
 
+    /// Whether a project has room for an upload beside what comes with it. Blocks.
+    pub(crate) fn check_room_beside(
+        &self,
+        project: &str,
+        coming: Coming,
+        upload: &Upload,
+    ) -> Result<(), StorageError> {
+        self.check_room(&self.index(), project, coming, upload.bytes)
+    }
+
     fn check_room(
         &self,
         index: &Connection,
         project: &str,
+        coming: Coming,
         bytes: u64,
     ) -> Result<(), StorageError> {
         let sql = "SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM files WHERE project = ?1";
         let mut statement = index.prepare_cached(sql)?;
         let (files, stored): (u64, u64) =
             statement.query_row([project], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let (files, stored) =
+            (files.saturating_add(coming.files), stored.saturating_add(coming.bytes));
         let (most_files, most_bytes) =
             (self.config.max_project_files, self.config.max_project_bytes);
         if files >= most_files {

@@ -25,7 +25,7 @@ pub(crate) use answers::{AnswerKind, AnswerPage, AnswerRecord};
 pub(crate) use batches::{
     BatchDocument, BatchError, BatchPage, BatchRecord, BatchStatus, Counts, LineResult,
 };
-pub(crate) use files::{FilePage, FileRecord, NewFile, Upload};
+pub(crate) use files::{Coming, FilePage, FileRecord, NewFile, Upload};
 pub(crate) use tasks::{ListedTask, TaskDocument, TaskFilter, TaskRecord, TaskStatus};
 
 /// Contents of files, each under its id.

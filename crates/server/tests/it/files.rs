@@ -1,6 +1,7 @@
 //! Files as programs leave and find them.
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::{House, Reply, says, start, start_with};
 use crate::openapi::{check as check_schema, document, validator};
@@ -238,6 +239,72 @@ async fn dashscopes_forms_are_checked() {
     assert_eq!((&uploaded[0]["name"], &failed[0]["name"]), (&json!("one"), &json!("two")));
     let quota = "The project's files have 3 bytes and this one 3; the limit is 5.";
     assert_eq!(failed[0]["message"], quota);
+}
+
+/// What has no room goes when it has come, not when all have.
+#[tokio::test]
+async fn a_form_fills_no_more_than_the_projects_room() {
+    let limit = |config: &mut mintage_server::ServerConfig| {
+        config.storage.as_mut().unwrap().max_project_bytes = 5;
+    };
+    let house = start_with(limit, |_| Ok(says("x"))).await;
+    let names = ["a", "b", "c", "d"];
+    let fields = names.map(|name| ("files", Some(name), "123"));
+    let kind = format!("multipart/form-data; boundary={BOUNDARY}");
+    let request = house.request("POST", NATIVE, &form(&fields));
+    let request = request.replacen("application/json", &kind, 1);
+    // Up to within the last file.
+    let (first, rest) = request.split_at(request.rfind("123").unwrap() + 1);
+    let mut socket = house.connect().await;
+    socket.write_all(first.as_bytes()).await.unwrap();
+    let partial = house.folder().join("files/partial");
+    let stored = || -> Vec<u64> {
+        let files = std::fs::read_dir(&partial).unwrap();
+        // One that goes at this moment has no length any more.
+        let mut bytes: Vec<u64> =
+            files.map(|file| file.unwrap().metadata().map_or(0, |file| file.len())).collect();
+        bytes.sort_unstable();
+        bytes
+    };
+    // The one that has room, and a beginning.
+    let wait = async {
+        while stored() != [1, 3] {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(10), wait).await;
+    assert!(waited.is_ok(), "{:?}", stored());
+    socket.write_all(rest.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    let told: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let names = |list: &Value| -> Vec<String> {
+        let files = list.as_array().unwrap().iter();
+        files.map(|file| file["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&told["data"]["uploaded_files"]), ["a"], "{told}");
+    assert_eq!(names(&told["data"]["failed_uploads"]), ["b", "c", "d"], "{told}");
+    assert!(stored().is_empty(), "{:?}", stored());
+}
+
+#[tokio::test]
+async fn files_that_are_kept_are_told_of_beside_one_that_breaks() {
+    let house = start(says("x")).await;
+    let index = rusqlite::Connection::open(house.folder().join("files/index.sqlite")).unwrap();
+    let breaks = "CREATE TRIGGER breaks BEFORE INSERT ON files WHEN NEW.filename = 'b'
+         BEGIN SELECT RAISE(ABORT, 'secret'); END";
+    index.execute_batch(breaks).unwrap();
+    let fields = ["a", "b", "c"].map(|name| ("files", Some(name), "123"));
+    let made = house.send_form_to(NATIVE, &fields).await;
+    assert_eq!(made.status, 200, "{}", made.body);
+    assert!(!made.body.contains("secret"), "{}", made.body);
+    let data = &made.json()["data"];
+    let (uploaded, failed) = (&data["uploaded_files"], &data["failed_uploads"]);
+    assert_eq!((&uploaded[0]["name"], &uploaded[1]["name"]), (&json!("a"), &json!("c")));
+    assert_eq!((&failed[0]["name"], &failed[0]["code"]), (&json!("b"), &json!("InternalError")));
+    assert_eq!(house.get(NATIVE).await.json()["data"]["total"], 2);
+    let path = format!("{NATIVE}/{}", uploaded[1]["file_id"].as_str().unwrap());
+    assert_eq!(house.get(&path).await.json()["data"]["name"], "c");
 }
 
 /// A server without a folder says so.
