@@ -574,7 +574,11 @@ impl Choices {
             biased;
             // A task that is gone without a word went with the server.
             opened = opening => opened.unwrap_or_else(|_| Err(ApiError::shutting_down())),
-            error = self.ending.clone().reached() => Err(error),
+            error = self.ending.clone().reached() => {
+                // What comes after all is nobody's, and may be computed and billed again.
+                self.forgive();
+                Err(error)
+            }
         }
     }
 

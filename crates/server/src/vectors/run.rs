@@ -158,7 +158,11 @@ impl Running {
         let vectors = tokio::select! {
             biased;
             vectors = coming.heard() => vectors?,
-            error = self.ending.clone().reached() => return Err(error),
+            error = self.ending.clone().reached() => {
+                // What comes after all is nobody's, and may be computed and billed again.
+                self.meter.forgive();
+                return Err(error);
+            }
         };
         self.source = Source::Heard(vectors);
         Ok(())

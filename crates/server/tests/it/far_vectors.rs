@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::{House, says, start_with as start_house};
-use crate::hostile::{Does, fails, head, hostile_as};
+use crate::hostile::{Does, fails, head, hostile_as, stopped_before_it_answers};
 use crate::upstreams::{FAR, answered, upstream_at};
 use crate::vectors::{
     BERT, DASHSCOPE, DASHSCOPE_RERANK, DOCUMENTS, EMBEDDINGS, JUDGE, QWEN, TWO, Vectors, embeds,
@@ -394,4 +394,34 @@ async fn who_leaves_pays_what_the_service_reports_or_nothing_where_it_is_cancell
         }
         front.metric("mintage_upstream_in_flight{upstream=\"far\"} 0").await;
     }
+}
+
+/// A good answer, long after the request.
+fn late() -> Vec<Vec<Does>> {
+    let mut steps = vec![Does::Waits(Duration::from_millis(600))];
+    steps.extend(answer(&two_vectors(&json!({"prompt_tokens": 3}))));
+    vec![steps]
+}
+
+#[tokio::test]
+async fn what_the_server_stops_costs_nothing_though_the_service_answers() {
+    let service = hostile_as(UpstreamTask::Embed, late(), |_, config| {
+        config.drain_timeout = Duration::from_millis(100);
+    })
+    .await;
+    let body = json!({"model": FAR, "input": ["ab", "c"]});
+    stopped_before_it_answers(service, EMBEDDINGS, &body).await;
+}
+
+#[tokio::test]
+async fn lines_of_a_cancelled_batch_cost_nothing_though_the_service_answers() {
+    let service = hostile_as(UpstreamTask::Embed, late(), |_, _| {}).await;
+    let body = json!({"model": FAR, "input": ["ab", "c"]});
+    let line = json!({"custom_id": "c", "method": "POST", "url": EMBEDDINGS, "body": body});
+    let batch = service.house.batch_to(EMBEDDINGS, &format!("{line}\n")).await;
+    service.asked().await;
+    service.house.post(&format!("/v1/batches/{batch}/cancel"), json!({})).await;
+    let over = service.house.batch_over(&batch).await;
+    assert_eq!((&over["status"], service.connections()), (&json!("cancelled"), 1), "{over}");
+    service.house.settled(0).await;
 }

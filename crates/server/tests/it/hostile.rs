@@ -161,6 +161,15 @@ impl Hostile {
     pub(crate) fn connections(&self) -> usize {
         self.requests.lock().unwrap().len()
     }
+
+    /// Waits until it has a request.
+    pub(crate) async fn asked(&self) {
+        let start = Instant::now();
+        while self.connections() == 0 {
+            assert!(start.elapsed() < Duration::from_secs(10), "it is asked");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
 }
 
 fn code(reply: &Reply) -> String {
@@ -486,4 +495,37 @@ async fn more_requests_than_a_service_may_have_are_refused() {
     assert_eq!((one.status, other.status, &*code(&other)), (200, 503, "upstream_unavailable"));
     assert_eq!(service.ask(false).await.status, 200, "its place is free again");
     service.house.settled(2).await;
+}
+
+/// Sends a request and stops the server: it ends the request, and only then the service answers. Nobody pays.
+pub(crate) async fn stopped_before_it_answers(mut service: Hostile, path: &str, body: &Value) {
+    let ledger = Arc::clone(&service.house.ledger);
+    let organisation = service.house.organisation.clone();
+    let mut socket = service.house.connect().await;
+    let request = service.house.request("POST", path, &body.to_string());
+    socket.write_all(request.as_bytes()).await.unwrap();
+    service.asked().await;
+    service.house.stop();
+    let mut bytes = Vec::new();
+    socket.read_to_end(&mut bytes).await.unwrap();
+    let reply = Reply::parse(&bytes);
+    assert_eq!((reply.status, &*code(&reply)), (503, "shutting_down"), "{path}: {}", reply.body);
+    // It reads the service's answer to its end before it goes.
+    let _folder = service.house.gone().await;
+    let balance = ledger.balance(&organisation, mintage_ledger::Currency::CNY);
+    assert_eq!((balance.held.pico(), balance.balance.pico()), (0, 0), "{path}: {body}");
+}
+
+#[tokio::test]
+async fn what_the_server_stops_before_an_answer_begins_costs_nothing() {
+    let late = vec![vec![Does::Waits(Duration::from_millis(600)), good().remove(0)]];
+    for stream in [true, false] {
+        let service = hostile(late.clone(), |_, config| {
+            config.drain_timeout = Duration::from_millis(100);
+        })
+        .await;
+        let messages = json!([{"role": "user", "content": "x"}]);
+        let body = json!({"model": FAR, "stream": stream, "messages": messages});
+        stopped_before_it_answers(service, "/v1/chat/completions", &body).await;
+    }
 }
