@@ -137,6 +137,7 @@ impl HttpUpstream {
         let head = tokio::time::timeout(limit, self.post(url, ask.body.clone(), JSON)).await;
         let answer = head.map_err(|_| Failure::timeout("no answer", limit))??;
         let body = whole_body(answer, self.idle_timeout).await?;
+        let body = body.ok_or_else(|| ask.too_long(MAX_ANSWER_BYTES))?;
         if body.len() <= INLINE_JSON_BYTES {
             return expected.read(&body);
         }
@@ -192,18 +193,20 @@ async fn begin_of_body(answer: &mut Answer) -> Vec<u8> {
     begin
 }
 
-/// All of a body, which pauses no longer than this.
-async fn whole_body(mut answer: Answer, idle_timeout: Duration) -> Result<Vec<u8>, Failure> {
+/// All of a body, which pauses no longer than this; `None`: it is longer than may be read.
+async fn whole_body(
+    mut answer: Answer,
+    idle_timeout: Duration,
+) -> Result<Option<Vec<u8>>, Failure> {
     let mut body = Vec::new();
     loop {
         let bytes = tokio::time::timeout(idle_timeout, answer.bytes()).await;
         let Some(bytes) = bytes.map_err(|_| Failure::timeout("nothing more", idle_timeout))? else {
-            return Ok(body);
+            return Ok(Some(body));
         };
         let data = bytes.map_err(broken_off)?;
         if body.len() + data.len() > MAX_ANSWER_BYTES {
-            let long = format!("an answer of more than {MAX_ANSWER_BYTES} bytes");
-            return Err(Failure::nonsense(long));
+            return Ok(None);
         }
         body.extend_from_slice(&data);
     }

@@ -1,7 +1,7 @@
 //! A service as this server sees it: its settings, its health, and what is counted of it.
 
 use std::fmt::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,8 @@ pub(crate) struct RemoteModel {
     upstream: Box<dyn Upstream>,
     breaker: Mutex<Breaker>,
     places: Arc<Semaphore>,
+    /// Numbers of a vector, as the last one had them that was asked for without saying how many; 0: not known yet.
+    width: AtomicUsize,
     start: Instant,
     attempts: [AtomicU64; OUTCOMES.len()],
     retries: AtomicU64,
@@ -60,6 +62,7 @@ impl RemoteModel {
             upstream,
             breaker: Mutex::new(Breaker::new(config.breaker())),
             places: Arc::new(Semaphore::new(config.max_in_flight.min(Semaphore::MAX_PERMITS))),
+            width: AtomicUsize::new(0),
             start: Instant::now(),
             attempts: std::array::from_fn(|_| AtomicU64::new(0)),
             retries: AtomicU64::new(0),
@@ -102,6 +105,15 @@ impl RemoteModel {
         is_wanted: impl Fn() -> bool,
     ) -> Result<HeardVectors, Failure> {
         self.repeatedly(|| self.upstream.vectors(ask), is_wanted).await
+    }
+
+    /// Numbers of a vector, as it made the last one by itself.
+    pub(super) fn width(&self) -> Option<usize> {
+        Some(self.width.load(Ordering::Relaxed)).filter(|width| *width > 0)
+    }
+
+    pub(super) fn made(&self, width: usize) {
+        self.width.store(width, Ordering::Relaxed);
     }
 
     /// Asks until there is an answer, or no use in asking more: it is not repeated for nobody. Dropping the future gives

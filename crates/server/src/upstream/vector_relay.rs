@@ -39,6 +39,14 @@ impl VectorsComing {
 }
 
 impl VectorRelay {
+    /// Refuses what is known to make too long an answer.
+    pub(crate) fn new(remote: Arc<RemoteModel>, ask: VectorAsk) -> Result<Self, ApiError> {
+        if let Some(width) = remote.width() {
+            ask.check_count(width)?;
+        }
+        Ok(Self { remote, ask })
+    }
+
     /// Starts the task.
     pub(crate) fn start(
         self,
@@ -87,10 +95,16 @@ impl Task {
         let remote = &self.relay.remote;
         let name = &remote.config.name;
         let _place = remote.place().map_err(|failure| failure.into_error(name))?;
-        remote.vectors(&self.relay.ask, || !sender.is_closed()).await.map_err(|failure| {
+        let ask = &self.relay.ask;
+        let heard = remote.vectors(ask, || !sender.is_closed()).await.map_err(|failure| {
             tracing::warn!(upstream = %name, why = %failure.log, "no answer");
             failure.into_error(name)
-        })
+        })?;
+        if let Some(width) = ask.own_width(&heard) {
+            remote.made(width);
+        }
+        ask.check_answer(&heard)?;
+        Ok(heard)
     }
 
     /// The client left, and the answer is to be cancelled, or was waited for long enough.

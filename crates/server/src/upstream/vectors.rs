@@ -1,7 +1,8 @@
 //! Embeddings and scores of another service: the body of one request, and the vectors of its one answer.
 //!
 //! Pure. Invariants: what a service does not take is refused by the name of the parameter, never left out; an answer has
-//! one vector for each input, all as long as each other and as was asked for, all numbers finite, or it is none.
+//! one vector for each input, all as long as each other, all numbers finite, or it is none; whether they are as long as was
+//! asked for, and few enough, is the request's business and no fault of the service.
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use serde_json::{Map, Value};
 
 use super::Failure;
 use super::config::{Flavour, UpstreamConfig, UpstreamTask};
+use super::failure::FailureKind;
 use crate::error::ApiError;
 use crate::fields::unsupported;
 use crate::respond::json_bytes;
@@ -32,8 +34,18 @@ pub(crate) struct VectorAsk {
     /// JSON.
     pub(super) body: Bytes,
     pub(super) expected: Expected,
+    /// Numbers of each vector; `None`: as many as the service makes.
+    width: Option<usize>,
+    fields: FieldNames,
     most_tokens: u64,
     own_tokens: Option<u64>,
+}
+
+/// What the dialect calls things, for refusals.
+#[derive(Clone, Copy, Debug)]
+struct FieldNames {
+    inputs: &'static str,
+    width: &'static str,
 }
 
 /// What an answer must be.
@@ -42,8 +54,6 @@ pub(super) struct Expected {
     /// Also which of the service's routes.
     pub(super) task: VectorTask,
     count: usize,
-    /// Elements of each vector; `None`: as many as the service makes.
-    width: Option<usize>,
 }
 
 /// What a service says.
@@ -66,8 +76,10 @@ impl VectorAsk {
             more.insert("dimensions".to_owned(), dimensions.into());
         }
         add_cut(&mut more, config.flavour, request)?;
+        let fields = FieldNames { inputs: request.inputs_field, width: request.dimensions_field };
         let width = request.dimensions.map(|width| width as usize);
-        embeddings(config, &request.inputs, request.inputs_field, width, more)
+        let ask = embeddings(config, &request.inputs, fields, more)?;
+        Ok(Self { width, ..ask })
     }
 
     pub(crate) fn rank(config: &UpstreamConfig, request: &RankRequest) -> Result<Self, ApiError> {
@@ -80,10 +92,11 @@ impl VectorAsk {
         if request.max_document_tokens.is_some() && !(is_reranker && is_mintage) {
             return Err(unsupported("max_tokens_per_doc", NOT_TAKEN));
         }
+        let fields = FieldNames { inputs: request.documents_field, width: "" };
         if !is_reranker {
             let texts = std::iter::once(&request.query).chain(&request.documents);
             let inputs: Vec<Input> = texts.cloned().map(Input::Text).collect();
-            return embeddings(config, &inputs, request.documents_field, None, Map::new());
+            return embeddings(config, &inputs, fields, Map::new());
         }
         let mut body = Map::new();
         body.insert("model".to_owned(), config.model.as_str().into());
@@ -106,11 +119,9 @@ impl VectorAsk {
         let context = u64::from(config.context_length);
         Ok(Self {
             body: Bytes::from(json_bytes(&body)?),
-            expected: Expected {
-                task: VectorTask::Rerank,
-                count: request.documents.len(),
-                width: Some(1),
-            },
+            expected: Expected { task: VectorTask::Rerank, count: request.documents.len() },
+            width: Some(1),
+            fields,
             most_tokens: request.documents.iter().map(|one| most(one).min(context)).sum(),
             own_tokens: request.documents.iter().map(own).sum(),
         })
@@ -119,6 +130,52 @@ impl VectorAsk {
     /// What vectors are.
     pub(crate) fn task(&self) -> VectorTask {
         self.expected.task
+    }
+
+    /// Refuses more vectors than an answer may have, where they are as wide as the service made them last.
+    pub(super) fn check_count(&self, made_width: usize) -> Result<(), ApiError> {
+        let (count, most) = (self.expected.count, MAX_ELEMENTS / made_width.max(1));
+        if self.width.is_some() || count <= most {
+            return Ok(());
+        }
+        let field = self.fields.inputs;
+        let message = format!(
+            "`{field}`: {count} vectors of {made_width} numbers are too many for one answer, which has at most {most} \
+             of them. Send fewer at once."
+        );
+        Err(ApiError::field(field, "invalid_value", message))
+    }
+
+    /// Refuses a request whose answer is none that it can have. The service is well.
+    pub(super) fn check_answer(&self, heard: &HeardVectors) -> Result<(), ApiError> {
+        let found = heard.width();
+        let Some(asked) = self.width.filter(|asked| *asked != found) else {
+            return self.check_count(found);
+        };
+        let field = self.fields.width;
+        let message = format!(
+            "`{field}`: the service behind this model makes vectors of {found} numbers, not of {asked}."
+        );
+        Err(ApiError::field(field, "invalid_value", message))
+    }
+
+    /// Numbers of a vector as the service makes them by itself, where the request does not say how many.
+    pub(super) fn own_width(&self, heard: &HeardVectors) -> Option<usize> {
+        self.width.is_none().then(|| heard.width())
+    }
+
+    /// An answer is longer than may be read: because of how much was asked for, where that was more than one vector.
+    pub(super) fn too_long(&self, limit: usize) -> Failure {
+        let Expected { task, count } = self.expected;
+        let log = format!("an answer of more than {limit} bytes");
+        if task == VectorTask::Rerank || count == 1 {
+            return Failure::nonsense(log);
+        }
+        let field = self.fields.inputs;
+        let message = format!(
+            "the answer with {count} vectors has more than {limit} bytes. Send fewer of `{field}` at once."
+        );
+        Failure { message, ..Failure::new(FailureKind::Invalid, log) }
     }
 
     /// The most that it can be billed for.
@@ -136,13 +193,12 @@ impl VectorAsk {
 fn embeddings(
     config: &UpstreamConfig,
     inputs: &[Input],
-    field: &str,
-    width: Option<usize>,
+    fields: FieldNames,
     more: Map<String, Value>,
 ) -> Result<VectorAsk, ApiError> {
     let mut body = Map::new();
     body.insert("model".to_owned(), config.model.as_str().into());
-    body.insert("input".to_owned(), input(config.flavour, inputs, field)?);
+    body.insert("input".to_owned(), input(config.flavour, inputs, fields.inputs)?);
     // Half as many bytes, and exact. Whoever answers in numbers all the same is understood, too.
     let format = if config.flavour == Flavour::Dashscope { "float" } else { "base64" };
     body.insert("encoding_format".to_owned(), format.into());
@@ -158,7 +214,9 @@ fn embeddings(
     let context = u64::from(config.context_length);
     Ok(VectorAsk {
         body: Bytes::from(json_bytes(&body)?),
-        expected: Expected { task: VectorTask::Embed, count: inputs.len(), width },
+        expected: Expected { task: VectorTask::Embed, count: inputs.len() },
+        width: None,
+        fields,
         most_tokens: inputs.iter().map(|input| most(input).min(context)).sum(),
         own_tokens: inputs.iter().map(own).sum(),
     })
@@ -269,6 +327,13 @@ impl<'de> Visitor<'de> for NumbersVisitor {
     }
 }
 
+impl HeardVectors {
+    /// Numbers of each vector.
+    fn width(&self) -> usize {
+        self.vectors.first().map_or(0, |vector| vector.len())
+    }
+}
+
 impl Expected {
     /// The answer as a whole.
     pub(super) fn read(self, body: &[u8]) -> Result<HeardVectors, Failure> {
@@ -279,11 +344,12 @@ impl Expected {
             let found = entries.len();
             return Err(Failure::nonsense(format!("{found} vectors for {} inputs", self.count)));
         }
-        let width = self.width.or(entries.first().map(|entry| entry.embedding.0.len()));
-        let width = width.unwrap_or(0);
-        if (width == 0 && self.count > 0) || width.saturating_mul(self.count) > MAX_ELEMENTS {
-            let count = self.count;
-            return Err(Failure::nonsense(format!("{count} vectors of {width} elements")));
+        let width = match self.task {
+            VectorTask::Embed => entries.first().map_or(1, |entry| entry.embedding.0.len()),
+            VectorTask::Rerank => 1,
+        };
+        if !(1..=MAX_ELEMENTS).contains(&width) {
+            return Err(Failure::nonsense(format!("vectors of {width} numbers")));
         }
         let mut vectors: Vec<Option<Vector>> = vec![None; self.count];
         for (place, Entry { index, embedding: Numbers(numbers) }) in entries.into_iter().enumerate()
@@ -425,8 +491,43 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_fit_an_answer_is_refused_by_the_field_that_asks_for_it() {
+        let config = config(Flavour::Openai, UpstreamTask::Embed);
+        let heard =
+            |width: usize| HeardVectors { vectors: vec![vec![0.0; width].into()], tokens: None };
+        let check = |ask: &VectorAsk, width, expected: Result<(), (&str, &str)>| {
+            let found = ask.check_answer(&heard(width));
+            let (found, message) = match found {
+                Ok(()) => (Ok(()), String::new()),
+                Err(error) => (Err(error.param.unwrap()), error.message),
+            };
+            assert_eq!(found, expected.map_err(|(field, _)| field.to_owned()), "{width}");
+            assert!(message.contains(expected.err().map_or("", |(_, says)| says)), "{message}");
+        };
+        let many = EmbedRequest { dimensions_field: "dimensions", ..texts(&["a"; 1400]) };
+        let ask = VectorAsk::embed(&config, &many).unwrap();
+        check(&ask, 2995, Ok(()));
+        check(&ask, 2996, Err(("input", "1400 vectors of 2996 numbers")));
+        check(&ask, 3072, Err(("input", "at most 1365")));
+        assert!(ask.check_count(3072).is_err(), "before it is sent, too");
+        let short = EmbedRequest { dimensions: Some(5), ..many };
+        let ask = VectorAsk::embed(&config, &short).unwrap();
+        check(&ask, 5, Ok(()));
+        check(&ask, 3072, Err(("dimensions", "vectors of 3072 numbers, not of 5")));
+        // What it makes by itself says nothing of what it makes when asked.
+        assert_eq!((ask.check_count(3072), ask.own_width(&heard(9))), (Ok(()), None));
+        let documents = RankRequest {
+            documents: vec!["a".to_owned(); 1400],
+            documents_field: "documents",
+            ..RankRequest::default()
+        };
+        let ask = VectorAsk::rank(&config, &documents).unwrap();
+        check(&ask, 3072, Err(("documents", "1401 vectors")));
+    }
+
+    #[test]
     fn an_answer_is_whole_or_none() {
-        let expected = |count, width| Expected { task: VectorTask::Embed, count, width };
+        let expected = |count| Expected { task: VectorTask::Embed, count };
         let check =
             |expected: Expected, answer: Value, found: Result<(&[&[f32]], Option<u64>), &str>| {
                 let heard = expected.read(answer.to_string().as_bytes());
@@ -443,26 +544,28 @@ mod tests {
             };
         let two = json!({"data": [{"index": 1, "embedding": [3, 4.5]}, {"index": 0, "embedding": "AACAPwAAAEA="}],
             "usage": {"prompt_tokens": 7, "total_tokens": 8}});
-        check(expected(2, None), two.clone(), Ok((&[&[1.0, 2.0], &[3.0, 4.5]], Some(7))));
-        check(expected(2, Some(2)), two.clone(), Ok((&[&[1.0, 2.0], &[3.0, 4.5]], Some(7))));
-        check(expected(2, Some(3)), two.clone(), Err("a vector of 2 instead of 3"));
-        check(expected(3, None), two, Err("2 vectors for 3 inputs"));
+        check(expected(2), two.clone(), Ok((&[&[1.0, 2.0], &[3.0, 4.5]], Some(7))));
+        check(expected(3), two.clone(), Err("2 vectors for 3 inputs"));
+        let rerank = |count| Expected { task: VectorTask::Rerank, count };
+        check(rerank(2), two, Err("a vector of 2 instead of 1"));
         let scores = json!({"results": [{"index": 1, "relevance_score": 0.5}, {"index": 0, "relevance_score": -1}],
             "usage": {"total_tokens": 9}});
-        check(expected(2, Some(1)), scores, Ok((&[&[-1.0], &[0.5]], Some(9))));
+        check(rerank(2), scores, Ok((&[&[-1.0], &[0.5]], Some(9))));
         let data = |entries: Value| json!({"data": entries, "usage": {"prompt_tokens": -1}});
         let one = |embedding: Value| data(json!([{"embedding": embedding}]));
-        check(expected(1, None), one(json!([1])), Ok((&[&[1.0]], None)));
-        check(expected(1, None), one(json!([])), Err("1 vectors of 0 elements"));
-        check(expected(1, None), one(json!("AACA")), Err("32-bit floats"));
-        check(expected(1, None), one(json!("AADAfw==")), Err("no number"));
-        check(expected(1, None), one(json!("§")), Err("no answer with vectors"));
-        check(expected(1, None), one(json!([1, null])), Err("no answer with vectors"));
+        check(expected(1), one(json!([1])), Ok((&[&[1.0]], None)));
+        check(expected(1), one(json!([])), Err("vectors of 0 numbers"));
+        let uneven = data(json!([{"embedding": [1]}, {"embedding": [1, 2]}]));
+        check(expected(2), uneven, Err("a vector of 2 instead of 1"));
+        check(expected(1), one(json!("AACA")), Err("32-bit floats"));
+        check(expected(1), one(json!("AADAfw==")), Err("no number"));
+        check(expected(1), one(json!("§")), Err("no answer with vectors"));
+        check(expected(1), one(json!([1, null])), Err("no answer with vectors"));
         let twice = data(json!([{"index": 0, "embedding": [1]}, {"index": 0, "embedding": [2]}]));
-        check(expected(2, None), twice, Err("index 0"));
+        check(expected(2), twice, Err("index 0"));
         let beyond = data(json!([{"index": 1, "embedding": [1]}]));
-        check(expected(1, None), beyond, Err("index 1"));
-        check(expected(1, None), json!([]), Err("1 inputs"));
-        check(expected(1, None), json!("x"), Err("no answer with vectors"));
+        check(expected(1), beyond, Err("index 1"));
+        check(expected(1), json!([]), Err("1 inputs"));
+        check(expected(1), json!("x"), Err("no answer with vectors"));
     }
 }

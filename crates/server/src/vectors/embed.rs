@@ -209,7 +209,7 @@ impl Asked for EmbedRequest {
             VectorTarget::Remote(remote) => {
                 self.check_count(self.dimensions.map_or(1, |asked| asked as usize))?;
                 let ask = VectorAsk::embed(&remote.config, self)?;
-                Ok(Work::Remote(VectorRelay { remote: Arc::clone(remote), ask }))
+                Ok(Work::Remote(VectorRelay::new(Arc::clone(remote), ask)?))
             }
         }
     }

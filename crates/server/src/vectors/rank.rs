@@ -121,7 +121,7 @@ impl Asked for RankRequest {
             VectorTarget::Own(model) => model,
             VectorTarget::Remote(remote) => {
                 let ask = VectorAsk::rank(&remote.config, self)?;
-                return Ok(Work::Remote(VectorRelay { remote: Arc::clone(remote), ask }));
+                return Ok(Work::Remote(VectorRelay::new(Arc::clone(remote), ask)?));
             }
         };
         let sequences = match model.text.task() {

@@ -425,3 +425,57 @@ async fn lines_of_a_cancelled_batch_cost_nothing_though_the_service_answers() {
     assert_eq!((&over["status"], service.connections()), (&json!("cancelled"), 1), "{over}");
     service.house.settled(0).await;
 }
+
+#[tokio::test]
+async fn what_a_request_asks_too_much_of_is_refused_and_no_illness() {
+    let vectors = |all: &[Value]| {
+        let all: Vec<Value> = all.iter().map(|vector| json!({"embedding": vector})).collect();
+        answer(&json!({"data": all, "usage": {"prompt_tokens": 3}}))
+    };
+    // So wide that one fits and two do not.
+    let wide = Value::from("AAAA".repeat((2_usize << 20).div_ceil(3) * 4));
+    let much = " ".repeat(1 << 20);
+    let endless = head("200 OK", "content-type: application/json\r\n");
+    let endless = vec![Does::Says(endless), Does::Repeats(much, Duration::ZERO)];
+    let (one, two) = (json!([1, 2]), [json!([1, 2]), json!([3, 4])]);
+    let answers = vec![
+        vectors(&two),
+        vectors(&two),
+        vectors(&[wide.clone(), wide]),
+        vectors(&[one]),
+        endless.clone(),
+        vectors(&two),
+    ];
+    let service = hostile_as(UpstreamTask::Embed, answers, |upstream, _| {
+        upstream.max_retries = 2;
+        upstream.breaker_failures = 1;
+    })
+    .await;
+    let ask = async |body: Value, expected: (u16, &str), says: &str, connections: usize| {
+        let mut body = body;
+        body["model"] = FAR.into();
+        let reply = service.house.post(EMBEDDINGS, body).await;
+        let param = reply.json()["error"]["param"].as_str().unwrap_or("").to_owned();
+        assert_eq!((reply.status, &*param), expected, "{}", reply.body);
+        assert!(reply.body.contains(says), "{}", reply.body);
+        assert_eq!(service.connections(), connections, "{says}");
+    };
+    let short = json!({"input": ["a", "b"], "dimensions": 5});
+    ask(short.clone(), (400, "dimensions"), "makes vectors of 2 numbers, not of 5", 1).await;
+    ask(short, (400, "dimensions"), "makes vectors of 2 numbers, not of 5", 2).await;
+    let both = json!({"input": ["a", "b"]});
+    ask(both.clone(), (400, "input"), "2 vectors of 2097153 numbers", 3).await;
+    // Nobody has to be asked for that again, until its vectors are others.
+    ask(both.clone(), (400, "input"), "at most 1", 3).await;
+    ask(json!({"input": "a"}), (200, ""), "", 4).await;
+    ask(both.clone(), (400, ""), "fewer of `input`", 5).await;
+    ask(both, (200, ""), "", 6).await;
+    let line = "mintage_upstream_breaker_state{upstream=\"far\"} 0";
+    service.house.metric(line).await;
+    service.house.settled(2).await;
+    // Of one input there is never so much to say.
+    let service = hostile_as(UpstreamTask::Embed, vec![endless], |_, _| {}).await;
+    let reply = service.house.post(EMBEDDINGS, json!({"model": FAR, "input": "a"})).await;
+    assert_eq!((reply.status, service.connections()), (502, 1), "{}", reply.body);
+    service.house.settled(0).await;
+}
