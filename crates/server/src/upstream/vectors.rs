@@ -20,7 +20,7 @@ use super::failure::FailureKind;
 use crate::error::ApiError;
 use crate::fields::unsupported;
 use crate::respond::json_bytes;
-use crate::vectors::{EmbedRequest, Input, MAX_ELEMENTS, RankRequest, Texts, Vector};
+use crate::vectors::{EmbedRequest, Input, MAX_ELEMENTS, QUERY_ADVICE, RankRequest, Texts, Vector};
 
 /// The most that a model's marks add to a text.
 const MARK_TOKENS: u64 = 16;
@@ -92,6 +92,7 @@ impl VectorAsk {
         if request.max_document_tokens.is_some() && !(is_reranker && is_mintage) {
             return Err(unsupported("max_tokens_per_doc", NOT_TAKEN));
         }
+        let query = query_tokens(config, request)?;
         let fields = FieldNames { inputs: request.documents_field, width: "" };
         if !is_reranker {
             let texts = std::iter::once(&request.query).chain(&request.documents);
@@ -113,8 +114,7 @@ impl VectorAsk {
         }
         let instruction = request.instruction.as_ref().map_or(0, String::len);
         let frame = (request.query.len() + instruction) as u64 + PAIR_TOKENS;
-        let count = |text: &str| count(config, text);
-        let own = |document: &String| Some(count(&request.query)? + count(document)?);
+        let own = |document: &String| Some(query? + count(config, document)?);
         let most = |document: &String| document.len() as u64 + frame;
         let context = u64::from(config.context_length);
         Ok(Self {
@@ -256,6 +256,21 @@ fn add_cut(
         }
         Flavour::Openai | Flavour::Dashscope if request.cut_field.is_empty() => Ok(()),
         Flavour::Openai | Flavour::Dashscope => Err(unsupported(request.cut_field, NOT_TAKEN)),
+    }
+}
+
+/// Tokens of a query, where a tokenizer is: once, however many documents stand beside it.
+fn query_tokens(config: &UpstreamConfig, request: &RankRequest) -> Result<Option<u64>, ApiError> {
+    let (tokens, most) = (count(config, &request.query), u64::from(config.context_length));
+    match tokens {
+        Some(tokens) if tokens > most => {
+            let field = request.query_field;
+            let message = format!(
+                "`{field}` has {tokens} tokens; the model takes at most {most}. {QUERY_ADVICE}"
+            );
+            Err(ApiError::field(field, "context_length_exceeded", message))
+        }
+        tokens => Ok(tokens),
     }
 }
 

@@ -27,7 +27,7 @@ use crate::till::Settled;
 
 pub(crate) use embed::{EmbedRequest, Input, Room, Shortening, Texts, vector_json};
 pub(crate) use job::VectorJob;
-pub(crate) use rank::{RankRequest, Ranked, take_documents, take_query};
+pub(crate) use rank::{QUERY_ADVICE, RankRequest, Ranked, take_documents, take_query};
 
 /// Inputs of one request, as OpenAI has it.
 pub(crate) const MAX_INPUTS: usize = 2048;

@@ -20,7 +20,7 @@ use crate::served::{VectorModel, VectorTarget};
 use crate::upstream::{VectorAsk, VectorRelay};
 
 /// What to do about a query that leaves no room.
-const ADVICE: &str = "A query is never cut: shorten it.";
+pub(crate) const QUERY_ADVICE: &str = "A query is never cut: shorten it.";
 
 /// A request for scores, whatever its dialect.
 #[derive(Clone, Debug, Default)]
@@ -79,11 +79,11 @@ impl RankRequest {
         let purpose = Purpose::Query { instruction: self.instruction.as_deref() };
         let longest = model.engine.info().context_length as usize;
         let query = model.text.encode(&self.query, purpose).whole(longest);
-        sequences.push(query.map_err(|found| too_long(self.query_field, found, ADVICE))?)?;
+        sequences.push(query.map_err(|found| too_long(self.query_field, found, QUERY_ADVICE))?)?;
         for (index, document) in self.documents.iter().enumerate() {
             let field = format!("{}[{index}]", self.documents_field);
             let cut = model.text.encode(document, Purpose::Document).cut(self.limit(model));
-            let (ids, _) = cut.map_err(|found| too_long(&field, found, ADVICE))?;
+            let (ids, _) = cut.map_err(|found| too_long(&field, found, QUERY_ADVICE))?;
             sequences.push(ids)?;
         }
         Ok(sequences.all)
@@ -98,7 +98,7 @@ impl RankRequest {
             // Only the document is cut, so what does not fit then is the query.
             let (ids, _) = pair
                 .cut(self.limit(model))
-                .map_err(|found| too_long(self.query_field, found, ADVICE))?;
+                .map_err(|found| too_long(self.query_field, found, QUERY_ADVICE))?;
             sequences.push(ids)?;
         }
         Ok(sequences.all)

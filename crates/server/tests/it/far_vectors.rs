@@ -479,3 +479,31 @@ async fn what_a_request_asks_too_much_of_is_refused_and_no_illness() {
     assert_eq!((reply.status, service.connections()), (502, 1), "{}", reply.body);
     service.house.settled(0).await;
 }
+
+#[tokio::test]
+async fn a_query_that_cannot_fit_is_refused_before_it_is_sent() {
+    let scores = json!({"results": [{"index": 0, "relevance_score": 0.5}, {"index": 1, "relevance_score": 0}]});
+    for task in [UpstreamTask::Rerank, UpstreamTask::Embed] {
+        let service = hostile_as(task, vec![answer(&scores)], |upstream, _| {
+            upstream.tokenizer = Some(std::sync::Arc::new(crate::harness::text_model()));
+        })
+        .await;
+        let ask = async |query: &str| {
+            let body = json!({"model": FAR, "query": query, "documents": ["ab", "c"]});
+            service.house.post("/v1/rerank", body).await
+        };
+        // Its tokens are bytes.
+        let reply = ask(&"x".repeat(513)).await;
+        let error = &reply.json()["error"];
+        assert_eq!((reply.status, &error["param"]), (400, &json!("query")), "{}", reply.body);
+        assert_eq!(error["code"], "context_length_exceeded", "{}", reply.body);
+        assert!(reply.body.contains("513 tokens"), "{}", reply.body);
+        assert_eq!(service.connections(), 0);
+        if task == UpstreamTask::Rerank {
+            assert_eq!(ask("xyz").await.status, 200);
+            let records = service.house.settled(1).await;
+            let used = records.values().next().unwrap().usage.input;
+            assert_eq!(used, 2 * 3 + 3, "the query counts with each document");
+        }
+    }
+}
