@@ -15,8 +15,9 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
-/// Shorter than most services wait, so that it is seldom they who close first.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Shorter than common services wait (uvicorn, so vLLM too, and Node: 5 s): a request that crosses their end on its way
+/// may have been read, and is one that failed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Then a new one is made, however busy it is: the name may lead elsewhere by now.
 const MAX_AGE: Duration = Duration::from_secs(600);
 /// The end of the last answer was read: what is left to do is the work of microseconds.
@@ -199,6 +200,16 @@ mod tests {
         assert_eq!(waiting(&pool), ["a", "b"]);
         pool.idle().close_old(Instant::now() + IDLE_TIMEOUT);
         assert!(waiting(&pool).is_empty());
+    }
+
+    /// uvicorn, and vLLM with it, and Node close what is idle for five seconds.
+    #[tokio::test]
+    async fn it_is_we_who_close_first() {
+        let pool = Pool::new(2);
+        let (connection, _other) = connection().await;
+        pool.put("a".into(), connection);
+        pool.idle().close_old(Instant::now() + Duration::from_millis(4500));
+        assert!(pool.take("a").await.is_none());
     }
 
     #[tokio::test]
