@@ -99,7 +99,8 @@ pub(crate) fn compile_calls(
         held
     };
     if !forced && is_text && format.writes_calls_in_text(&tools) {
-        let held = held_tools(&|tool| tool.strict != Some(false));
+        // A tool that shows no parameters may have some.
+        let held = held_tools(&|tool| tool.strict.unwrap_or(tool.shows_parameters()));
         let grammar = compile_calls_of(model, request, format, &held, Some(FreeAnswer::Text));
         return match grammar {
             Ok(grammar) if !strict => Ok(Some((grammar, Reading::Lenient))),

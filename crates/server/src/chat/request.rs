@@ -169,6 +169,10 @@ pub(crate) struct Tool {
 }
 
 impl Tool {
+    pub(crate) fn shows_parameters(&self) -> bool {
+        self.json.pointer("/function/parameters").is_some_and(Value::is_object)
+    }
+
     /// What is needed to read calls of it.
     pub(crate) fn for_calls(&self) -> CallTool {
         let parameters = self.json.pointer("/function/parameters").cloned();
