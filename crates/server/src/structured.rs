@@ -69,13 +69,20 @@ pub(crate) fn compile(
     compile_spec(model, &spec, field).map(Some)
 }
 
+/// What answers must look like that call tools.
+pub(crate) struct KeptCalls {
+    pub(crate) grammar: Arc<dyn Grammar>,
+    /// What is taken for a call in them.
+    pub(crate) reading: Reading,
+}
+
 /// What answers must look like that call tools, and what is then taken for a call. All of those that have to call are kept
 /// to it; of those that may, the arguments of `strict` tools, and of others unless they say otherwise and where that can
 /// be done. `None` where there is nothing to be kept to.
 pub(crate) fn compile_calls(
     model: &ServedModel,
     request: &ChatRequest,
-) -> Result<Option<(Arc<dyn Grammar>, Reading)>, ApiError> {
+) -> Result<Option<KeptCalls>, ApiError> {
     let forced = match &request.tool_choice {
         ToolChoice::None => return Ok(None),
         ToolChoice::Auto if request.tools.is_empty() => return Ok(None),
@@ -103,15 +110,15 @@ pub(crate) fn compile_calls(
         let held = held_tools(&|tool| tool.strict.unwrap_or(tool.shows_parameters()));
         let grammar = compile_calls_of(model, request, format, &held, Some(FreeAnswer::Text));
         return match grammar {
-            Ok(grammar) if !strict => Ok(Some((grammar, Reading::Lenient))),
+            Ok(grammar) if !strict => Ok(Some(KeptCalls { grammar, reading: Reading::Lenient })),
             // What a tool does not insist on is given up where it cannot be had.
             Err(_) if !strict => Ok(None),
-            Ok(grammar) => Ok(Some((grammar, Reading::Ordered))),
+            Ok(grammar) => Ok(Some(KeptCalls { grammar, reading: Reading::Ordered })),
             Err(_) => {
                 let held = held_tools(&|tool| tool.strict == Some(true));
                 let free = Some(FreeAnswer::Text);
                 let grammar = compile_calls_of(model, request, format, &held, free)?;
-                Ok(Some((grammar, Reading::Ordered)))
+                Ok(Some(KeptCalls { grammar, reading: Reading::Ordered }))
             }
         };
     }
@@ -129,7 +136,7 @@ pub(crate) fn compile_calls(
         false => held_tools(&|tool| tool.strict == Some(true)),
     };
     let grammar = compile_calls_of(model, request, format, &held, free)?;
-    Ok(Some((grammar, Reading::Template)))
+    Ok(Some(KeptCalls { grammar, reading: Reading::Template }))
 }
 
 fn compile_calls_of(

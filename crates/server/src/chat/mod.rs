@@ -125,7 +125,7 @@ fn on_own(
     }
     let of_calls = structured::compile_calls(model, &request)?;
     let (grammar, reading) = match of_calls {
-        Some((grammar, reading)) => (Some(grammar), reading),
+        Some(kept) => (Some(kept.grammar), kept.reading),
         None => {
             let format = structured::compile(model, &request.format, &request.format_field)?;
             (format, Reading::Lenient)
