@@ -177,7 +177,7 @@ def test_module_api_tasks_wait_their_turn(model):
     answers = [BaseAsyncApi.wait(task) for task in tasks]
     texts = {answer.output["choices"][0]["message"]["content"] for answer in answers}
     assert len(texts) == 1, "the same question has the same answer"
-    assert {answer.usage["output_tokens"] for answer in answers} == {64}
+    assert len({answer.usage["output_tokens"] for answer in answers}) == 1
 
 
 def test_module_api_files(model, root, key, tmp_path):

@@ -215,7 +215,7 @@ fn kept() -> [(&'static str, Value); 4] {
     );
     let task = object(
         &["request_id", "output"],
-        json!({"request_id": text(), "output": output, "usage": {"type": "object"}}),
+        json!({"request_id": text(), "output": output.clone(), "usage": {"type": "object"}}),
     );
     let listed = object(
         &["task_id", "status", "model_name", "api_key_id", "request_id", "gmt_create"],
@@ -233,6 +233,7 @@ fn kept() -> [(&'static str, Value); 4] {
     );
     let mut tasks = numbered("data", listed);
     tasks["properties"]["request_id"] = text();
+    tasks["properties"]["tasks"] = list(output);
     tasks["properties"]["total_page"] = count();
     let failed = object(
         &["name", "code", "message"],

@@ -97,7 +97,14 @@ impl House {
 
     async fn listed(&self, query: &str) -> Vec<String> {
         let list = self.get(&format!("{PATH}{query}")).await.json();
-        assert_eq!(list["tasks"], list["data"]);
+        // For Alibaba's newer client, in the words of a task by itself.
+        let ids = |name: &str, ids: &str| {
+            let entries = list[name].as_array().unwrap_or_else(|| panic!("{list}"));
+            entries.iter().map(|entry| entry[ids].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(ids("tasks", "task_id"), ids("data", "task_id"));
+        assert_eq!(ids("tasks", "task_status"), ids("data", "status"));
+        assert!(ids("tasks", "submit_time").iter().all(Value::is_string), "{list}");
         let tasks = list["data"].as_array().unwrap_or_else(|| panic!("{list}")).iter();
         tasks.map(|task| task["task_id"].as_str().unwrap().to_owned()).collect()
     }

@@ -6,7 +6,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::wire::{listed, shown, unknown};
+use super::wire::{brief, listed, shown, unknown};
 use crate::app::App;
 use crate::dashscope::paging::Page;
 use crate::dashscope::{request_id, time};
@@ -68,7 +68,8 @@ pub(crate) async fn list_tasks(
         storage.tasks(project, &filter, page.place())
     };
     let (tasks, total) = store.ask(WHAT, "", list).await?;
-    let tasks: Vec<Value> = tasks.into_iter().map(listed).collect();
+    let brief: Vec<Value> = tasks.iter().map(|task| brief(&app, task)).collect();
+    let data: Vec<Value> = tasks.into_iter().map(listed).collect();
     Ok(json(json!({
         "request_id": request_id(&request),
         "total": total,
@@ -76,8 +77,8 @@ pub(crate) async fn list_tasks(
         "page_no": page.no,
         "page_size": page.size,
         // The older client shows what is documented, the newer one looks for another name.
-        "tasks": tasks,
-        "data": tasks,
+        "tasks": brief,
+        "data": data,
     })))
 }
 

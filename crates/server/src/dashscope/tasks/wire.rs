@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::dashscope::time;
 use crate::error::ApiError;
 use crate::respond::json_bytes;
-use crate::storage::{ListedTask, TaskRecord};
+use crate::storage::{ListedTask, TaskDocument, TaskRecord};
 
 /// Of the routes that take in tasks.
 const SERVICES: &str = "/api/v1/services/";
@@ -56,9 +56,18 @@ impl Serialize for Output<'_> {
 
 /// A task, with its answer once it has one. May take milliseconds.
 pub(super) fn shown(app: &App, task: &TaskRecord, request_id: &str) -> Result<Vec<u8>, ApiError> {
-    let document = &task.document;
+    let mut own = of_task(app, &task.id, &task.document);
+    let answer = task.answer.as_deref().map(serde_json::from_str::<Answer<'_>>).transpose();
+    let answer = answer.map_err(|error| ApiError::internal(format!("a kept answer: {error}")))?;
+    let Answer { output, usage, request_id: record_id } = answer.unwrap_or_default();
+    own.extend(record_id.map(|id| ("record_id", id)));
+    json_bytes(&Shown { request_id, output: Output { own, answered: output }, usage })
+}
+
+/// What is said of a task besides its answer.
+fn of_task(app: &App, id: &str, document: &TaskDocument) -> Vec<(&'static str, String)> {
     let mut own = vec![
-        ("task_id", task.id.clone()),
+        ("task_id", id.to_owned()),
         ("task_status", document.status.as_str().to_owned()),
         ("submit_time", time::text(app, document.submitted_ms)),
     ];
@@ -67,11 +76,13 @@ pub(super) fn shown(app: &App, task: &TaskRecord, request_id: &str) -> Result<Ve
     own.extend(times);
     let why = [("code", &document.code), ("message", &document.message)];
     own.extend(why.into_iter().filter_map(|(name, text)| Some((name, text.clone()?))));
-    let answer = task.answer.as_deref().map(serde_json::from_str::<Answer<'_>>).transpose();
-    let answer = answer.map_err(|error| ApiError::internal(format!("a kept answer: {error}")))?;
-    let Answer { output, usage, request_id: record_id } = answer.unwrap_or_default();
-    own.extend(record_id.map(|id| ("record_id", id)));
-    json_bytes(&Shown { request_id, output: Output { own, answered: output }, usage })
+    own
+}
+
+/// A task in a list, in the words of [`shown`]: what Alibaba's newer client reads.
+pub(super) fn brief(app: &App, task: &ListedTask) -> Value {
+    let own = of_task(app, &task.id, &task.document);
+    own.into_iter().map(|(name, text)| (name.to_owned(), Value::from(text))).collect()
 }
 
 /// One that is not there, is somebody else's, or was too long ago.
