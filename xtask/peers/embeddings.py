@@ -37,6 +37,19 @@ def texts(count):
     return out
 
 
+def unfolded(model, folder):
+    """The model's files as their publisher lays them out: `1_Pooling_config.json` is `1_Pooling/config.json`."""
+    laid_out = pathlib.Path(folder) / "model"
+    modules = json.loads((pathlib.Path(model) / "modules.json").read_text())
+    paths = {f"{module['path']}_config.json": f"{module['path']}/config.json" for module in modules if module["path"]}
+    for file in pathlib.Path(model).iterdir():
+        if file.is_file():
+            target = laid_out / paths.get(file.name, file.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(file.resolve())
+    return str(laid_out)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", required=True)
@@ -51,9 +64,9 @@ def main():
     from sentence_transformers import SentenceTransformer
 
     torch.set_num_threads(options.threads)
-    reference = SentenceTransformer(options.model, device="cpu")
     all_texts = texts(options.texts)
     with tempfile.TemporaryDirectory() as folder:
+        reference = SentenceTransformer(unfolded(options.model, folder), device="cpu")
         listed, vectors = os.path.join(folder, "texts.json"), os.path.join(folder, "vectors.f32")
         pathlib.Path(listed).write_text(json.dumps(all_texts))
         command = [options.bin, options.model, listed, str(options.threads), vectors]
