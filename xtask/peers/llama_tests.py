@@ -39,6 +39,8 @@ FILES = ("test_basic.py", "test_chat_completion.py", "test_compat_anthropic.py",
 ROOT = ("/v1", "/api", "/tokenize", "/detokenize", "/health", "/metrics", "/readyz")
 PORT = 18470
 TIMEOUT_S = 60
+# Of an answer of llama-server, where a test sets no end.
+MOST_TOKENS = 256
 
 
 class Adapter(http.server.BaseHTTPRequestHandler):
@@ -131,7 +133,8 @@ def main():
 
 def tested(who, options):
     """(file, test) → (outcome, why)"""
-    extra = ("--jinja", "--metrics", "--slots") if who == "llama.cpp" else ()
+    # Without an end of its own an answer goes on to the end of the context.
+    extra = ("--jinja", "--metrics", "--slots", "--predict", str(MOST_TOKENS)) if who == "llama.cpp" else ()
     with speed.Server(who, options.model, slots=2, extra=extra) as server, tempfile.TemporaryDirectory() as folder:
         headers = {"authorization": f"Bearer {speed.KEY}"}
         names = urllib.request.urlopen(urllib.request.Request(server.url + "/v1/models", headers=headers))
