@@ -2,8 +2,8 @@
 """llama.cpp's own server tests against this server, in their external mode; the tests themselves stay where they are.
 
     LLAMA_BIN=…/llama.cpp/build/bin MINTAGE_BIN=target/release/mintage MINTAGE_TEST_MODELS=target/ci/models \\
-        python3 xtask/peers/llama_tests.py …/llama.cpp/tools/server/tests [--model 0.5B] [--json target/llama-tests.json] \\
-        [-- more arguments for pytest]
+        python3 xtask/peers/llama_tests.py [--model 0.5B] [--json target/llama-tests.json] …/llama.cpp/tools/server/tests \\
+        [-- --timeout=8, and other arguments for pytest]
 
 The tests are llama.cpp's `tools/server/tests/unit` (the source archive of the package `llama-cpp-python` holds them under
 `vendor/llama.cpp`); install their `requirements.txt` first. Between them and the server stands an adapter, because they speak
